@@ -1,0 +1,80 @@
+"""From class distances to the levels of the class tree (method, section 2). Pure functions on float64 arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import scipy.cluster.hierarchy as hierarchy
+import scipy.sparse as sparse
+from scipy.spatial.distance import squareform
+
+LINKAGES = ("single", "average", "complete")
+MAX_SQUARED_DISTANCE = 4.0  # of two points on the unit sphere
+
+
+def merge_thresholds(average_spread: float, num_levels: int) -> np.ndarray:
+    """`d_l = d_0 + l (4 - d_0) / L` for l = 0..L: (L + 1,) squared distances, the first `d_0`, the last exactly 4."""
+    return np.linspace(average_spread, MAX_SQUARED_DISTANCE, num_levels + 1)
+
+
+def merge_classes(squared_distances: np.ndarray, linkage: str) -> tuple[np.ndarray, np.ndarray]:
+    """Agglomerates classes by their distances, the nearest first.
+
+    Args:
+        squared_distances: (C, C), symmetric; the diagonal does not count.
+        linkage: "single" (two groups are as far apart as their nearest classes, which makes the merges the edges of a
+            minimum spanning tree), "average" or "complete".
+
+    Returns:
+        The C - 1 merges in ascending order: edges (C - 1, 2) int64, each between the smallest class positions of the two
+        groups that merge (smaller one first), and heights (C - 1,), the squared distances at which they do.
+    """
+    condensed = squareform(squared_distances, checks=False)
+    merges = hierarchy.linkage(condensed, method=linkage)
+    # scipy names groups C, C + 1, ... in the order of their making; an edge names each by its smallest class.
+    names = list(range(len(squared_distances)))
+    edges = np.empty((len(merges), 2), dtype=np.int64)
+    for row, (first, second) in enumerate(merges[:, :2].astype(np.int64)):
+        edges[row] = sorted((names[first], names[second]))
+        names.append(edges[row, 0])
+    return edges, merges[:, 2].copy()
+
+
+def cut_levels(edges: np.ndarray, heights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """The node of every class at every level: (C, L + 1) int64, a node named by its smallest class position.
+
+    At level l the merges with a height strictly below `thresholds[l]` have happened; at the last level all have.
+    """
+    num_classes, num_levels = len(edges) + 1, len(thresholds) - 1
+    merge_levels = np.searchsorted(thresholds, heights, side="right").clip(max=num_levels)
+    nodes = np.empty((num_classes, num_levels + 1), dtype=np.int64)
+    for level in range(num_levels + 1):
+        first, second = edges[merge_levels <= level].T
+        graph = sparse.coo_array((np.ones(len(first)), (first, second)), shape=(num_classes, num_classes))
+        component = sparse.csgraph.connected_components(graph, directed=False)[1]
+        _, smallest, inverse = np.unique(component, return_index=True, return_inverse=True)
+        nodes[:, level] = smallest[inverse]
+    return nodes
+
+
+def scipy_linkage(edges: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """The merges as scipy's linkage matrix, (C - 1, 4) float64, for `scipy.cluster.hierarchy.dendrogram` and friends.
+
+    `edges` may join any two members of the groups that merge; heights are ascending.
+    """
+    num_classes = len(edges) + 1
+    parent = list(range(2 * num_classes - 1))
+    size = [1] * num_classes
+
+    def group_of(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]  # halves the path, so that long chains stay cheap
+            node = parent[node]
+        return node
+
+    merges = np.empty((num_classes - 1, 4))
+    for row, (edge, height) in enumerate(zip(edges.tolist(), heights.tolist(), strict=True)):
+        first, second = sorted(group_of(node) for node in edge)
+        size.append(size[first] + size[second])
+        parent[first] = parent[second] = num_classes + row
+        merges[row] = first, second, height, size[-1]
+    return merges

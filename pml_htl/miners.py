@@ -1,0 +1,139 @@
+"""The dynamic violate margin of class pairs, and a miner for the triplets that violate it (method, section 4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ._pml import BaseMiner, LpDistance
+from .hinge import Triplets, margin_for_class_pairs, pair_masks, triplets_where
+from .labels import Labels, label_tensor
+from .tree import ClassTree
+
+TYPES_OF_TRIPLETS = ("all", "hard", "semihard", "easy")
+
+
+class DynamicMarginMiner(BaseMiner):
+    """Holds the margin of every class pair, `alpha = beta + d_H(y_a, y_n) - s_{y_a}`, and mines by it.
+
+    `d_H` is the threshold at which the classes of anchor and negative meet in the tree, `s` the spread of the anchor's
+    class: near classes get small margins, far ones large. `HierarchicalTripletLoss` asks it for margins only. Give it to
+    a trainer as tuple miner (with "hard" or "semihard") to train on a part of the triplets; as "all" with this loss it
+    changes no gradient. Source: HTL (Ge et al., ECCV 2018), section 3.3; mining as PML's `TripletMarginMiner`.
+
+    Args:
+        tree: the tree that it shares with the sampler.
+        beta: constant part of the margin, 0.1 in the paper.
+        initial_margin: the margin of every pair while the tree is not fitted, in the units of `distance`.
+        type_of_triplets: "all" that violate their margin; of these "hard", with the negative no farther than the
+            positive, or "semihard", with the negative farther; or "easy", all that do not violate it.
+        distance: `LpDistance(p=2, power=2)` (default; margins in squared distances, the units of the tree) or
+            `LpDistance(p=2, power=1)` (margins in plain ones, `beta + sqrt(d_H) - sqrt(s)`), on normalised embeddings.
+        collect_stats: as in PML; records what `TripletMarginMiner` does, over all triplets of the batch.
+
+    Raises:
+        ValueError: an unknown `type_of_triplets`, or a distance that the margins are not defined for; when used, a
+            label that the tree does not know.
+        TypeError: `tree` is no ClassTree.
+    """
+
+    def __init__(
+        self,
+        tree: ClassTree,
+        *,
+        beta: float = 0.1,
+        initial_margin: float = 0.2,
+        type_of_triplets: str = "all",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(tree, ClassTree):
+            raise TypeError(f"tree must be a ClassTree, but it is a {type(tree).__name__}")
+        if type_of_triplets not in TYPES_OF_TRIPLETS:
+            raise ValueError(
+                f"type_of_triplets must be one of {', '.join(TYPES_OF_TRIPLETS)}, but it is {type_of_triplets!r}"
+            )
+        check_distance(self.distance)
+        self.tree = tree
+        self.beta = _finite("beta", beta)
+        self.initial_margin = _finite("initial_margin", initial_margin)
+        self.type_of_triplets = type_of_triplets
+        self.add_to_recordable_attributes(list_of_names=["beta", "initial_margin"], is_stat=False)
+        self.add_to_recordable_attributes(
+            list_of_names=["avg_triplet_margin", "pos_pair_dist", "neg_pair_dist"], is_stat=True
+        )
+
+    def get_default_distance(self) -> LpDistance:
+        return LpDistance(normalize_embeddings=True, p=2, power=2)
+
+    @torch.no_grad()
+    def margins(self, anchor_labels: Labels, negative_labels: Labels) -> torch.Tensor:
+        """alpha of class pairs in the units of `distance`; `initial_margin` while the tree is not fitted.
+
+        Args:
+            anchor_labels, negative_labels: labels of any shapes that broadcast, such as (B, 1) and (1, R).
+
+        Returns:
+            float64 of the broadcast shape. A class and itself has a margin too: that of a negative in the same node.
+        """
+        anchor_labels, negative_labels = label_tensor(anchor_labels), label_tensor(negative_labels)
+        if not self.tree.is_fitted:
+            shape = torch.broadcast_shapes(anchor_labels.shape, negative_labels.shape)
+            return torch.full(shape, self.initial_margin, dtype=torch.float64, device=anchor_labels.device)
+        thresholds = self.tree.merge_thresholds(anchor_labels, negative_labels)
+        spreads = self.tree.class_spreads(anchor_labels)
+        return margin_for_class_pairs(thresholds, spreads, self.beta, self.distance.power)
+
+    def mine(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
+    ) -> Triplets:
+        """The triplets of `type_of_triplets`, int64 indices into `embeddings` and twice into `ref_emb`."""
+        matches, differs = pair_masks(labels, ref_labels)
+        distances = self.distance(embeddings, ref_emb)
+        margins = self.margins(labels.unsqueeze(1), ref_labels.unsqueeze(0)).to(distances.dtype)
+        self._set_stats(distances, matches, differs)
+
+        def negatives(anchors: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+            gap = distances[anchors] - distances[anchors, positives].unsqueeze(1)  # (P, R)
+            if self.type_of_triplets == "easy":
+                return differs[anchors] & (gap > margins[anchors])
+            wanted = differs[anchors] & (gap <= margins[anchors])
+            if self.type_of_triplets == "hard":
+                wanted &= gap <= 0
+            elif self.type_of_triplets == "semihard":
+                wanted &= gap > 0
+            return wanted
+
+        return triplets_where(matches, negatives)
+
+    def _set_stats(self, distances: torch.Tensor, matches: torch.Tensor, differs: torch.Tensor) -> None:
+        """Means over all triplets, each pair weighted by the number of triplets it stands in."""
+        if not self.collect_stats:
+            return
+        num_positives = matches.sum(dim=1, keepdim=True)
+        num_negatives = differs.sum(dim=1, keepdim=True)
+        num_triplets = (num_positives * num_negatives).sum()
+        self.pos_pair_dist = ((distances * matches * num_negatives).sum() / num_triplets).item()
+        self.neg_pair_dist = ((distances * differs * num_positives).sum() / num_triplets).item()
+        self.avg_triplet_margin = self.neg_pair_dist - self.pos_pair_dist
+
+
+def check_distance(distance: Any) -> None:
+    """Raises a `ValueError` unless the margins are defined for this distance."""
+    known = isinstance(distance, LpDistance) and distance.normalize_embeddings and distance.p == 2
+    if not known or distance.power not in (1, 2):
+        given = ", ".join(
+            f"{name}={getattr(distance, name)}" for name in ("p", "power", "normalize_embeddings") if hasattr(distance, name)
+        )
+        raise ValueError(
+            "the margins are squared or plain Euclidean distances of normalised embeddings: distance must be "
+            f"LpDistance(p=2, power=2) or LpDistance(p=2, power=1), but it is {type(distance).__name__}({given})"
+        )
+
+
+def _finite(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, but it is {value!r}")
+    return float(value)

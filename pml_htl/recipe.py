@@ -1,0 +1,81 @@
+"""All parts of Hierarchical Triplet Loss, made and wired in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ._pml import LpDistance
+from .hooks import TreeRefresh
+from .labels import Labels
+from .losses import HierarchicalTripletLoss
+from .miners import DynamicMarginMiner
+from .samplers import AnchorNeighborSampler
+from .tree import ClassTree
+
+
+class HTL:
+    """A class tree with its sampler, miner and loss.
+
+    Args:
+        labels: (N,) the label of every training sample, as sampler and loss see them (after any mapping).
+        num_anchors, neighborhood_size, samples_per_class: the batch: so many anchor classes, each with its neighbourhood of
+            so many classes (itself counted), so many samples of each. See `AnchorNeighborSampler`.
+        num_levels, linkage: of the tree. See `ClassTree`.
+        beta, initial_margin, distance: of the margins. See `DynamicMarginMiner`.
+        batches_per_epoch, seed: of the sampler.
+        **loss_kwargs: to `HierarchicalTripletLoss`, such as `reducer`, `swap`, `smooth_loss`, `collect_stats`.
+
+    Attributes:
+        tree, sampler, miner, loss: the parts; they share the tree.
+        batch_size: num_anchors * neighborhood_size * samples_per_class.
+
+    Raises:
+        ValueError, TypeError: as the parts do.
+
+    Example:
+        >>> import torch
+        >>> from pml_htl import HTL
+        >>> labels = torch.arange(20).repeat_interleave(8)
+        >>> htl = HTL(labels, num_anchors=2, neighborhood_size=3, samples_per_class=4, seed=0)
+        >>> len(next(iter(htl.sampler))), htl.batch_size
+        (24, 24)
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        *,
+        num_anchors: int,
+        neighborhood_size: int,
+        samples_per_class: int,
+        num_levels: int = 16,
+        linkage: str = "single",
+        beta: float = 0.1,
+        initial_margin: float = 0.2,
+        distance: LpDistance | None = None,
+        batches_per_epoch: int | None = None,
+        seed: int | None = None,
+        **loss_kwargs: Any,
+    ) -> None:
+        self.tree = ClassTree(num_levels, linkage=linkage)
+        self.sampler = AnchorNeighborSampler(
+            labels,
+            self.tree,
+            num_anchors=num_anchors,
+            neighborhood_size=neighborhood_size,
+            samples_per_class=samples_per_class,
+            batches_per_epoch=batches_per_epoch,
+            seed=seed,
+        )
+        # Any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has.
+        self.tree.max_neighbors = max(self.tree.max_neighbors, num_anchors * neighborhood_size - 1)
+        self.miner = DynamicMarginMiner(self.tree, beta=beta, initial_margin=initial_margin, distance=distance)
+        self.loss = HierarchicalTripletLoss(self.miner, **loss_kwargs)
+        self.batch_size = self.sampler.batch_size
+
+    def refresh_hook(self, dataset: Dataset[Any], then: Callable[[Any], Any] | None = None, **kwargs: Any) -> TreeRefresh:
+        """The hook that keeps the tree current; `kwargs` go to `TreeRefresh`."""
+        return TreeRefresh(self.tree, dataset, then=then, **kwargs)

@@ -1,0 +1,200 @@
+"""Anchor-neighbour sampling: batches of classes that are near each other (method, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, SequentialSampler
+
+from .labels import Labels, label_tensor, name_some, positive_int
+from .tree import ClassTree
+
+
+class AnchorNeighborSampler(BatchSampler):
+    """Yields batches of `num_anchors` anchor classes, the nearest classes of each, and samples of all of them.
+
+    Step by step, for every batch:
+
+    1. Anchor classes come from a walk through a shuffled list of all classes: among the batches drawn, every class is an
+       anchor once before any is one twice. An anchor whose class is already in the batch is skipped and comes first in
+       the next batch.
+    2. Each anchor brings its `neighborhood_size - 1` nearest classes by the tree, the nearest first; one that is already
+       in the batch is replaced by the next nearest. All classes of a batch are distinct.
+    3. Each class gives `samples_per_class` samples, drawn without replacement.
+
+    Batches are drawn one by one when they are asked for, so a refreshed tree counts from the next batch drawn. They are
+    lists of indices, group by group: anchor class, its neighbours, next anchor class, and so on. Give the sampler as
+    `batch_sampler` to a `DataLoader`, or as `sampler` to a PML trainer. Source: HTL (Ge et al., ECCV 2018), section 3.2.
+
+    Args:
+        labels: (N,) the label of every sample of the data set, any integers.
+        tree: the tree that it shares with the loss; it may change between batches.
+        num_anchors, neighborhood_size, samples_per_class: l', m and t of the method. The batch size is their product.
+        batches_per_epoch: length of one iteration; default `len(labels) // batch_size`, at least 1.
+        seed: of the sampler's own generator. Default: drawn from torch's global generator, so `torch.manual_seed` fixes it.
+
+    Behaviour in corner cases:
+
+    - While the tree is not fitted, neighbours are random classes.
+    - A class with fewer samples than asked for is drawn with replacement.
+    - When the walk ends inside a batch, its last classes are kept free to be anchors if they would be skipped otherwise.
+    - A batch larger than the tree's `max_neighbors` can use up all known neighbours of an anchor; random classes follow.
+    - Every `iter()` is a new epoch with new random numbers in the same walk. `set_epoch(e)` starts epoch e with a new
+      walk: the same batches every time, whatever was drawn before.
+
+    Raises:
+        ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, or counts below 1; while
+            drawing, a tree that was fitted on other classes.
+        TypeError: labels that are not integers, or a tree that is none.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        tree: ClassTree,
+        *,
+        num_anchors: int,
+        neighborhood_size: int,
+        samples_per_class: int,
+        batches_per_epoch: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if not isinstance(tree, ClassTree):
+            raise TypeError(f"tree must be a ClassTree, but it is a {type(tree).__name__}")
+        self.tree = tree
+        self.num_anchors = positive_int("num_anchors", num_anchors)
+        self.neighborhood_size = positive_int("neighborhood_size", neighborhood_size)
+        self.samples_per_class = positive_int("samples_per_class", samples_per_class)
+        self.labels = _sample_labels(labels)
+        # Samples sorted by class: those of class c are order[start[c] : start[c] + count[c]].
+        self.classes, counts = np.unique(self.labels, return_counts=True)
+        self._order = np.argsort(self.labels, kind="stable")
+        self._bounds = np.concatenate([[0], np.cumsum(counts)])
+        self._check_classes()
+
+        batch_size = self.num_anchors * self.neighborhood_size * self.samples_per_class
+        super().__init__(SequentialSampler(self.labels), batch_size, drop_last=True)
+        if batches_per_epoch is None:
+            batches_per_epoch = max(1, len(self.labels) // batch_size)
+        self.batches_per_epoch = positive_int("batches_per_epoch", batches_per_epoch)
+        if seed is None:
+            seed = int(torch.randint(2**63 - 1, ()).item())
+        self.seed = positive_int("seed", seed, minimum=0)
+        self._epoch = 0
+        self._walk = np.empty(0, dtype=np.int64)  # positions of the classes that are still to be anchors
+        self._known_neighbors: tuple[torch.Tensor, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self.seed, self._epoch])
+        self._epoch += 1
+        return self._batches(generator)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next `iter()` epoch `epoch` (0, 1, ...), with a walk of its own."""
+        self._epoch = positive_int("epoch", epoch, minimum=0)
+        self._walk = self._walk[:0]
+
+    def _batches(self, generator: np.random.Generator) -> Iterator[list[int]]:
+        for _ in range(self.batches_per_epoch):
+            classes = self._draw_classes(generator)
+            yield np.concatenate([self._draw_samples(position, generator) for position in classes]).tolist()
+
+    def _draw_samples(self, position: int, generator: np.random.Generator) -> np.ndarray:
+        samples = self._order[self._bounds[position] : self._bounds[position + 1]]
+        too_few = len(samples) < self.samples_per_class
+        return generator.choice(samples, self.samples_per_class, replace=too_few)
+
+    def _draw_classes(self, generator: np.random.Generator) -> list[int]:
+        """The class positions of the next batch, group by group; moves the walk on."""
+        num_classes, batch_classes = len(self.classes), self.num_anchors * self.neighborhood_size
+        neighbors = self._neighbors()
+        enough = neighbors is not None and neighbors.shape[1] >= batch_classes - 1
+        fallback = self._walk[:0] if enough else generator.permutation(num_classes)
+
+        rest = len(self._walk)  # what this round of the walk still holds
+        walk = self._walk
+        if rest < batch_classes:  # the next round may have to begin inside this batch
+            walk = np.concatenate([walk, generator.permutation(num_classes)])
+        classes, used = self._fill_batch(walk, neighbors, fallback, num_reserved=0)
+        if used[-1] >= rest and np.count_nonzero(used < rest) < rest:
+            # Some class was skipped at the end of its round, and others would be anchors twice before it is one.
+            classes, used = self._fill_batch(walk, neighbors, fallback, num_reserved=min(rest, self.num_anchors))
+        self._walk = np.delete(walk if used[-1] >= rest else self._walk, used)
+        return classes
+
+    def _fill_batch(
+        self, walk: np.ndarray, neighbors: np.ndarray | None, fallback: np.ndarray, num_reserved: int
+    ) -> tuple[list[int], np.ndarray]:
+        """One batch: its class positions, and the places of the walk (ascending) that became its anchors.
+
+        The first `num_reserved` classes of the walk are kept free to be anchors.
+        """
+        taken = set(walk[:num_reserved].tolist())
+        classes: list[int] = []
+        used: list[int] = []
+        for place, anchor in enumerate(walk.tolist()):
+            if len(used) == self.num_anchors:
+                break
+            if anchor in taken and place >= num_reserved:
+                continue
+            used.append(place)
+            taken.add(anchor)
+            wanted = self.neighborhood_size - 1
+            near = _take_free(fallback if neighbors is None else neighbors[anchor], taken, wanted)
+            classes += [anchor, *near, *_take_free(fallback, taken, wanted - len(near))]
+        return classes, np.array(used)
+
+    def _neighbors(self) -> np.ndarray | None:
+        """The tree's nearest classes (C, k) as positions, or None while it is not fitted; converted once per fit."""
+        nearest = self.tree.nearest_classes
+        if nearest is None:
+            return None
+        if self._known_neighbors is None or self._known_neighbors[0] is not nearest:
+            self._check_tree()
+            self._known_neighbors = nearest, nearest.cpu().numpy()
+        return self._known_neighbors[1]
+
+    def _check_tree(self) -> None:
+        tree_classes = self.tree.labels.cpu().numpy()
+        if not np.array_equal(tree_classes, self.classes):
+            difference = torch.from_numpy(np.setxor1d(tree_classes, self.classes))
+            raise ValueError(
+                f"the tree was fitted on {len(tree_classes)} classes and the sampler has {len(self.classes)}: only one of "
+                f"them knows {name_some(difference)}; give both the same labels, before or after any mapping of labels"
+            )
+
+    def _check_classes(self) -> None:
+        needed = self.num_anchors * self.neighborhood_size
+        if len(self.classes) < 2:
+            raise ValueError("the data set has a single class; triplets need at least two")
+        if len(self.classes) < needed:
+            raise ValueError(
+                f"a batch of {self.num_anchors} anchors x {self.neighborhood_size} classes needs {needed} distinct classes, "
+                f"but the data set has {len(self.classes)}; lower num_anchors or neighborhood_size"
+            )
+
+
+def _sample_labels(labels: Labels) -> np.ndarray:
+    array = label_tensor(labels).cpu().numpy()
+    if array.ndim != 1:
+        raise ValueError(f"labels must be of shape (N,), one per sample, but they are {array.shape}")
+    if len(array) == 0:
+        raise ValueError("the data set is empty: there are no labels to sample from")
+    return array
+
+
+def _take_free(candidates: np.ndarray, taken: set[int], wanted: int) -> list[int]:
+    """The first `wanted` candidates that are not taken; from now on they are."""
+    found: list[int] = []
+    for candidate in candidates.tolist() if wanted else ():
+        if candidate not in taken:
+            found.append(candidate)
+            taken.add(candidate)
+            if len(found) == wanted:
+                break
+    return found

@@ -1,0 +1,179 @@
+"""The three additive sums per class behind every class distance and spread (method, section 1)."""
+
+from __future__ import annotations
+
+import torch
+
+from .labels import Labels, label_tensor, name_some, positions, positive_int
+
+
+class ClassStatistics:
+    """Count, sum of embeddings and sum of squared norms of every class.
+
+    They give the mean squared distances between and within classes exactly, without any array of size N x D or N x N:
+
+    - between two classes, over all cross pairs: `d(p,q) = q_p + q_q - 2 mu_p . mu_q`,
+    - within a class, over its ordered pairs: `s_c = 2 n_c / (n_c - 1) * (q_c - ||mu_c||^2)`,
+
+    where `mu_c` is the class mean and `q_c` the mean squared norm. The sums are float64, memory is O(C D), and the order
+    of updates does not matter beyond rounding. Source: HTL (Ge et al., ECCV 2018), section 3.1.
+
+    Args:
+        labels: the labels of the training set, or only its distinct classes; any integer type and values.
+        embedding_size: D.
+        normalize: L2-normalise every embedding before it counts, as PML's distances do. With `False` the caller promises
+            unit norms, and a batch that breaks the promise is a `ValueError`.
+        device: where the sums are kept; default the CPU, where float64 is always there and sums are deterministic.
+
+    Corner cases: a class with one sample has no spread of its own and gets the average spread; a class without samples
+    has NaN as mean and spread; without any class of two samples the average spread is NaN. An embedding of all zeros
+    stays zero, as in PML.
+
+    Raises:
+        ValueError: there are no labels, or `embedding_size` is below 1.
+        TypeError: the labels are not integers.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        embedding_size: int,
+        *,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.device = torch.device("cpu" if device is None else device)
+        self.embedding_size = positive_int("embedding_size", embedding_size)
+        self.normalize = normalize
+        self.labels = label_tensor(labels, self.device).unique()  # (C,) int64, sorted
+        if len(self.labels) == 0:
+            raise ValueError("the data set is empty: class statistics need at least one label")
+        self.counts = self.labels.new_zeros(len(self.labels))  # (C,) int64
+        self._sums = torch.zeros(len(self.labels), self.embedding_size, dtype=torch.float64, device=self.device)
+        self._squared_norms = torch.zeros(len(self.labels), dtype=torch.float64, device=self.device)
+
+    def update(self, embeddings: torch.Tensor, labels: Labels) -> ClassStatistics:
+        """Adds a batch: `embeddings` (B, D) of any float type on any device, `labels` (B,). Returns itself.
+
+        Raises:
+            ValueError: wrong shapes, different lengths, an unknown label, values that are not finite, or (with
+                `normalize=False`) norms that are not one. Nothing has been added then.
+            TypeError: embeddings that are not floats or labels that are not integers.
+        """
+        labels = label_tensor(labels, self.device)
+        self._check(embeddings, labels)
+        # Two steps: a device without float64 (MPS) has to hand its values over first.
+        values = embeddings.detach().to(self.device).to(torch.float64)
+        norms = values.norm(dim=1)
+        if not torch.isfinite(norms).all():
+            broken = labels[~torch.isfinite(norms)]
+            raise ValueError(
+                f"{len(broken)} of {len(labels)} embeddings are NaN or infinite ({name_some(broken)}); "
+                "has the training diverged?"
+            )
+        if self.normalize:
+            values = torch.nn.functional.normalize(values)
+        else:
+            self._check_unit_norms(norms, torch.finfo(embeddings.dtype).eps)
+        classes = positions(labels, self.labels, "these class statistics")
+
+        self.counts += torch.bincount(classes, minlength=len(self.labels))
+        self._sums.index_add_(0, classes, values)
+        self._squared_norms.index_add_(0, classes, values.square().sum(dim=1))
+        return self
+
+    def merge(self, other: ClassStatistics) -> ClassStatistics:
+        """Adds the sums of `other`, which must have the same classes and embedding size. Returns itself."""
+        if not isinstance(other, ClassStatistics):
+            raise TypeError(f"only other ClassStatistics can be merged, but this is a {type(other).__name__}")
+        if other.embedding_size != self.embedding_size:
+            raise ValueError(
+                f"the embedding sizes differ: {self.embedding_size} here, {other.embedding_size} in the other statistics"
+            )
+        if not torch.equal(self.labels, other.labels.to(self.device)):
+            raise ValueError(
+                f"the classes differ: {len(self.labels)} here, {len(other.labels)} in the other statistics; "
+                "make both from the labels of the whole training set"
+            )
+        self.counts += other.counts.to(self.device)
+        self._sums += other._sums.to(self.device)
+        self._squared_norms += other._squared_norms.to(self.device)
+        return self
+
+    def add_classes(self, labels: Labels) -> ClassStatistics:
+        """Makes room for classes that are not known yet (an O(C D) copy if there are any). Returns itself."""
+        grown = torch.cat([self.labels, label_tensor(labels, self.device)]).unique()
+        if len(grown) > len(self.labels):
+            kept = torch.searchsorted(grown, self.labels)
+            for name in ("counts", "_sums", "_squared_norms"):
+                old = getattr(self, name)
+                setattr(self, name, old.new_zeros(len(grown), *old.shape[1:]).index_copy_(0, kept, old))
+            self.labels = grown
+        return self
+
+    @property
+    def means(self) -> torch.Tensor:
+        """Mean embedding of each class, (C, D) float64; not normalised again."""
+        return self._sums / self.counts.unsqueeze(1)
+
+    @property
+    def mean_squared_norms(self) -> torch.Tensor:
+        """`q_c`, (C,) float64: one for normalised embeddings."""
+        return self._squared_norms / self.counts
+
+    @property
+    def spreads(self) -> torch.Tensor:
+        """`s_c`, the mean squared distance over the ordered pairs of each class, (C,) float64."""
+        spreads = self._own_spreads()
+        return torch.where(self.counts == 1, _mean(spreads[self.counts > 1]), spreads)
+
+    @property
+    def average_spread(self) -> torch.Tensor:
+        """`d_0`, the mean spread of the classes with at least two samples, a float64 scalar."""
+        return _mean(self._own_spreads()[self.counts > 1])
+
+    def squared_distances(self, rows: torch.Tensor | slice | None = None) -> torch.Tensor:
+        """`d(p,q)`: the mean squared distance over all pairs of a sample of class p and a sample of class q.
+
+        Args:
+            rows: which classes p, as positions in `labels` (a tensor or slice); default all, which takes C x C floats.
+
+        Returns:
+            (rows, C) float64, in [0, 4] for normalised embeddings. Where p is q the pairs include each sample with
+            itself; that is not the spread.
+        """
+        means, norms = self.means, self.mean_squared_norms
+        rows = slice(None) if rows is None else rows
+        products = means[rows] @ means.T
+        return (norms[rows].unsqueeze(1) + norms - 2 * products).clamp_(min=0)
+
+    def _own_spreads(self) -> torch.Tensor:
+        """`s_c` (C,), NaN for classes with fewer than two samples."""
+        within = (self.mean_squared_norms - self.means.square().sum(dim=1)).clamp(min=0)
+        return torch.where(self.counts > 1, 2 * self.counts / (self.counts - 1) * within, torch.nan)
+
+    def _check(self, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+        if not isinstance(embeddings, torch.Tensor) or not embeddings.is_floating_point():
+            given = embeddings.dtype if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
+            raise TypeError(f"embeddings must be a tensor of floats, but got {given}")
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
+            raise ValueError(
+                f"embeddings must be of shape (B, {self.embedding_size}), but they are {tuple(embeddings.shape)}"
+            )
+        if labels.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"there must be one label per embedding: {len(embeddings)} embeddings, labels of shape {tuple(labels.shape)}"
+            )
+
+    def _check_unit_norms(self, norms: torch.Tensor, eps: float) -> None:
+        off = (norms - 1).abs()
+        if len(off) and off.max() > max(1e-4, 4 * eps):  # four roundings of a short float, 1e-4 for the others
+            raise ValueError(
+                f"normalize=False promises embeddings of norm 1, but there is one of norm {norms[off.argmax()].item():.6g}; "
+                "normalise them or leave normalize=True"
+            )
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """The mean, NaN (without a warning) where there are none."""
+    return values.sum() / len(values) if len(values) else values.new_tensor(torch.nan)

@@ -1,0 +1,283 @@
+"""The class tree: which classes merge at which of L + 1 thresholds (method, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import linkage as linkages
+from .labels import Labels, label_tensor, name_some, positions, positive_int
+from .statistics import ClassStatistics
+
+FORMAT_VERSION = 1
+_STATE = ("labels", "thresholds", "spreads", "average_spread", "nodes", "merge_edges", "merge_heights", "nearest_classes")
+
+
+class ClassTree(torch.nn.Module):
+    """Hierarchical class tree over squared distances between classes.
+
+    Two classes whose mean squared distance lies below `d_l = d_0 + l (4 - d_0) / L` stand in the same node at level l
+    (transitively: single linkage); at level L all do. Source: HTL (Ge et al., ECCV 2018), section 3.1.
+
+    One tree is shared: the sampler asks it for near classes, the miner for the margins of class pairs. Build it from
+    statistics (`fit`), from embeddings (`fit_embeddings`) or, in training, by `TreeRefresh`.
+
+    Args:
+        num_levels: L, 16 in the paper.
+        linkage: "single" (the paper's), or "average" or "complete" for comparison.
+        max_neighbors: how many nearest classes of each class are kept for `neighbors`.
+
+    Attributes (buffers, None while the tree is not fitted; distances are squared):
+        labels: (C,) int64, the sorted labels of the classes.
+        thresholds: (L + 1,) float64, `d_0 .. d_L`.
+        spreads: (C,) float64, `s_c`; a class with one sample has the average spread.
+        average_spread: float64 scalar, `d_0`.
+        nodes: (C, L + 1) int64, the node of each class at each level, named by its smallest class position.
+        merge_edges, merge_heights: (C - 1, 2) int64 and (C - 1,) float64, the merges in ascending order; with single
+            linkage they span the same groups as the minimum spanning tree.
+        nearest_classes: (C, min(max_neighbors, C - 1)) int64, positions of the nearest other classes, nearest first.
+
+    The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all. `.to(device)`
+    moves it; `.half()`, `.double()` and the like leave its types as they are. Memory is O(C (L + max_neighbors)); fitting
+    takes a C x C matrix for the linkage.
+
+    Raises:
+        ValueError: `num_levels` or `max_neighbors` below 1, or an unknown linkage.
+    """
+
+    labels: torch.Tensor | None
+    thresholds: torch.Tensor | None
+    spreads: torch.Tensor | None
+    average_spread: torch.Tensor | None
+    nodes: torch.Tensor | None
+    merge_edges: torch.Tensor | None
+    merge_heights: torch.Tensor | None
+    nearest_classes: torch.Tensor | None
+
+    def __init__(self, num_levels: int = 16, *, linkage: str = "single", max_neighbors: int = 64) -> None:
+        super().__init__()
+        if linkage not in linkages.LINKAGES:
+            raise ValueError(f"linkage must be one of {', '.join(linkages.LINKAGES)}, but it is {linkage!r}")
+        self.num_levels = positive_int("num_levels", num_levels)
+        self.max_neighbors = positive_int("max_neighbors", max_neighbors)
+        self.linkage = linkage
+        self._device = torch.device("cpu")
+        # Marks a saved tree as one, so that a foreign file is told from the file of an unfitted tree.
+        self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
+        for name in _STATE:
+            self.register_buffer(name, None)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether there is a tree yet."""
+        return self.labels is not None
+
+    @torch.no_grad()
+    def fit(self, statistics: ClassStatistics) -> ClassTree:
+        """Builds the tree from class statistics and returns it; a tree that was there is replaced, or kept on an error.
+
+        Raises:
+            TypeError: `statistics` is something else.
+            ValueError: fewer than two classes, a class without samples, no class with two samples, sums that are not
+                finite, or an average spread above 4 (embeddings that were not normalised).
+        """
+        if not isinstance(statistics, ClassStatistics):
+            raise TypeError(f"fit takes ClassStatistics, but got {type(statistics).__name__}; see also fit_embeddings")
+        _check_statistics(statistics)
+        average_spread = statistics.average_spread.item()
+        distances = statistics.squared_distances()
+        edges, heights = linkages.merge_classes(distances.cpu().numpy(), self.linkage)
+        thresholds = linkages.merge_thresholds(average_spread, self.num_levels)
+        nodes = linkages.cut_levels(edges, heights, thresholds)
+        num_neighbors = min(self.max_neighbors, len(distances) - 1)
+        nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False).indices
+        self._replace(
+            {
+                "labels": statistics.labels,
+                "thresholds": torch.from_numpy(thresholds),
+                "spreads": statistics.spreads,
+                "average_spread": statistics.average_spread,
+                "nodes": torch.from_numpy(nodes),
+                "merge_edges": torch.from_numpy(edges),
+                "merge_heights": torch.from_numpy(heights),
+                "nearest_classes": nearest,
+            }
+        )
+        return self
+
+    def fit_embeddings(self, embeddings: torch.Tensor, labels: Labels) -> ClassTree:
+        """`fit` from embeddings (N, D), which are L2-normalised here, and their labels (N,)."""
+        if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2:
+            given = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
+            raise ValueError(f"embeddings must be a tensor of shape (N, D), but got {given}")
+        return self.fit(ClassStatistics(labels, embeddings.shape[1]).update(embeddings, labels))
+
+    def merge_levels(self, a: Labels, b: Labels) -> torch.Tensor:
+        """The level at which classes meet: the first where their nodes are equal.
+
+        Args:
+            a, b: labels of any shapes that broadcast, such as (B, 1) and (R,).
+
+        Returns:
+            int64 of the broadcast shape, 0 .. L; 0 for a class and itself. Memory is that of the result.
+        """
+        a_nodes, b_nodes = self._nodes_of(a), self._nodes_of(b)
+        # Classes that have met stay together, so the number of levels at which they differ is the level where they meet.
+        levels = torch.zeros(torch.broadcast_shapes(a_nodes.shape[:-1], b_nodes.shape[:-1]), dtype=torch.int64)
+        levels = levels.to(a_nodes.device)
+        for level in range(self.num_levels):
+            levels += a_nodes[..., level] != b_nodes[..., level]
+        return levels
+
+    def merge_thresholds(self, a: Labels, b: Labels) -> torch.Tensor:
+        """`d_H`, the threshold of the level at which classes meet: float64 squared distances, shapes as `merge_levels`."""
+        levels = self.merge_levels(a, b)
+        return self._on(levels.device, "thresholds")[levels]
+
+    def class_spreads(self, labels: Labels) -> torch.Tensor:
+        """`s_y` of each label, a float64 squared distance, in the shape of `labels`."""
+        found = self._positions(labels)
+        return self._on(found.device, "spreads")[found]
+
+    def neighbors(self, labels: Labels, k: int) -> torch.Tensor:
+        """The labels of the k nearest other classes of each class, nearest first.
+
+        Args:
+            labels: of any shape.
+            k: at most `max_neighbors`, and fewer than there are classes.
+
+        Returns:
+            (*labels.shape, k) int64; equally near classes come in no particular order.
+        """
+        found = self._positions(labels)
+        nearest = self._on(found.device, "nearest_classes")
+        if positive_int("k", k) > nearest.shape[1]:
+            raise ValueError(
+                f"k is {k}, but a tree of {len(nearest)} classes with max_neighbors={self.max_neighbors} "
+                f"keeps {nearest.shape[1]} neighbors of each"
+            )
+        return self._on(found.device, "labels")[nearest[found, :k]]
+
+    def to_scipy_linkage(self) -> np.ndarray:
+        """The merges as scipy's linkage matrix (C - 1, 4); leaves are class positions, heights squared distances."""
+        self._require_fitted()
+        return linkages.scipy_linkage(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
+
+    def extra_repr(self) -> str:
+        state = f"{len(self.labels)} classes" if self.is_fitted else "not fitted"
+        return f"num_levels={self.num_levels}, linkage={self.linkage!r}, {state}"
+
+    # Lookups
+
+    def _require_fitted(self) -> None:
+        if not self.is_fitted:
+            raise ValueError("the class tree is not fitted yet: call fit or fit_embeddings, or refresh it by TreeRefresh")
+
+    def _on(self, device: torch.device, name: str) -> torch.Tensor:
+        return getattr(self, name).to(device)
+
+    def _positions(self, labels: Labels) -> torch.Tensor:
+        self._require_fitted()
+        labels = label_tensor(labels)
+        return positions(labels, self._on(labels.device, "labels"), "the class tree")
+
+    def _nodes_of(self, labels: Labels) -> torch.Tensor:
+        """(*labels.shape, L + 1) int64."""
+        found = self._positions(labels)
+        return self._on(found.device, "nodes")[found]
+
+    # State
+
+    def _replace(self, state: dict[str, torch.Tensor | None]) -> None:
+        """Takes over a whole state; nothing here can fail half-way."""
+        moved = {name: None if value is None else value.detach().to(self._device) for name, value in state.items()}
+        self._buffers.update(moved)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
+        # Follow a change of device only: half-precision thresholds or float labels would make another tree.
+        self._device = fn(torch.zeros((), device=self._device)).device
+        self._buffers["format_version"] = self.format_version.to(self._device)
+        self._replace({name: self._buffers[name] for name in _STATE})
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Checks everything before anything is written; what is wrong is reported the way `load_state_dict` does."""
+        saved = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
+        known = {prefix + name for name in (*_STATE, "format_version")}
+        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in known]
+        missing = [] if prefix + "format_version" in state_dict else ["format_version"]
+        if saved:  # an unfitted tree saves its version alone
+            missing += [name for name in _STATE if name not in saved]
+        if missing:
+            missing_keys += [prefix + name for name in missing]
+            return
+        problem = self._problem_with(int(state_dict[prefix + "format_version"]), saved)
+        if problem:
+            error_msgs.append(f"class tree {prefix.rstrip('.') or 'itself'}: {problem}; the tree is left as it was")
+            return
+        self._replace({name: saved[name].clone() if saved else None for name in _STATE})
+
+    def _problem_with(self, version: int, saved: dict[str, torch.Tensor]) -> str | None:
+        """What keeps a saved state from being a tree of this module, or None."""
+        if version != FORMAT_VERSION:
+            return f"its format version is {version}, this version of pml-htl reads {FORMAT_VERSION}"
+        if not saved:
+            return None
+        num_classes, num_levels = len(saved["labels"]), len(saved["thresholds"]) - 1
+        if num_levels != self.num_levels:
+            return f"it was saved with num_levels={num_levels}, but this tree has num_levels={self.num_levels}"
+        if self.is_fitted and not torch.equal(saved["labels"].to(self._device), self.labels):
+            return f"its {num_classes} classes are not the {len(self.labels)} classes of this tree"
+        num_neighbors = saved["nearest_classes"].shape[-1]
+        shapes = {
+            "labels": (num_classes,),
+            "thresholds": (num_levels + 1,),
+            "spreads": (num_classes,),
+            "average_spread": (),
+            "nodes": (num_classes, num_levels + 1),
+            "merge_edges": (num_classes - 1, 2),
+            "merge_heights": (num_classes - 1,),
+            "nearest_classes": (num_classes, num_neighbors),
+        }
+        positions_of_classes = ("nodes", "merge_edges", "nearest_classes")
+        for name, shape in shapes.items():
+            value = saved[name]
+            dtype = torch.int64 if name in (*positions_of_classes, "labels") else torch.float64
+            if tuple(value.shape) != shape or value.dtype != dtype:
+                return f"{name} should be {dtype} of shape {shape}, but is {value.dtype} of shape {tuple(value.shape)}"
+            if name in positions_of_classes and not ((value >= 0) & (value < num_classes)).all():
+                return f"{name} points outside its {num_classes} classes"
+            if not torch.isfinite(value).all():
+                return f"{name} is not finite"
+        if (saved["labels"].diff() <= 0).any():
+            return "its labels are not sorted"
+        return None
+
+
+def _check_statistics(statistics: ClassStatistics) -> None:
+    labels, counts = statistics.labels, statistics.counts
+    if len(labels) < 2:
+        raise ValueError(f"a class tree needs at least two classes, but the data set has one, {name_some(labels)}")
+    if (counts == 0).any():
+        raise ValueError(f"there are no samples of {name_some(labels[counts == 0])}; a class tree needs some of every class")
+    if not (counts > 1).any():
+        raise ValueError("every class has a single sample; the average spread needs at least one class with two")
+    if not torch.isfinite(statistics.means).all() or not torch.isfinite(statistics.mean_squared_norms).all():
+        raise ValueError("the class statistics hold NaN or infinite values; the tree is left as it was")
+    if statistics.average_spread > linkages.MAX_SQUARED_DISTANCE * (1 + 1e-6):
+        raise ValueError(
+            f"the average spread is {statistics.average_spread:.4g}, but squared distances of normalised embeddings "
+            "are at most 4; normalise the embeddings"
+        )
