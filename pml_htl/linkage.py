@@ -78,3 +78,27 @@ def scipy_linkage(edges: np.ndarray, heights: np.ndarray) -> np.ndarray:
         parent[first] = parent[second] = num_classes + row
         merges[row] = first, second, height, size[-1]
     return merges
+
+
+def restrict_linkage(merges: np.ndarray, leaves: np.ndarray) -> np.ndarray:
+    """The part of a scipy linkage matrix that concerns some leaves: they meet at the heights at which they did.
+
+    Args:
+        merges: (C - 1, 4), as of `scipy_linkage`.
+        leaves: (K,) distinct class positions; leaf k of the result is `leaves[k]`.
+
+    Returns:
+        (K - 1, 4) float64.
+    """
+    groups: dict[int, tuple[int, int]] = {int(leaf): (place, 1) for place, leaf in enumerate(leaves)}
+    num_classes = len(merges) + 1
+    kept: list[tuple[float, float, float, float]] = []
+    for row, (first, second, height, _) in enumerate(merges.tolist()):
+        inside = [groups[int(group)] for group in (first, second) if int(group) in groups]
+        if len(inside) == 2:
+            (a, a_size), (b, b_size) = sorted(inside)
+            groups[num_classes + row] = len(leaves) + len(kept), a_size + b_size
+            kept.append((a, b, height, a_size + b_size))
+        elif inside:
+            groups[num_classes + row] = inside[0]
+    return np.array(kept).reshape(-1, 4)

@@ -1,0 +1,137 @@
+"""The command line: `python -m benchmarks` runs the quick preset, `python -m benchmarks --help` shows everything."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+# PML's trainers and testers write a progress bar each; the comparison has one of its own.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+try:
+    import matplotlib  # noqa: F401
+    import pandas  # noqa: F401
+    import rich  # noqa: F401
+    import typer
+except ImportError as error:
+    sys.exit(f'The benchmarks need {error.name}: pip install ".[benchmarks,with-hooks-cpu]"')
+try:
+    import faiss  # noqa: F401
+    import record_keeper  # noqa: F401
+    import tensorboard  # noqa: F401
+except ImportError as error:
+    sys.exit(f'PML\'s hooks need {error.name}: pip install ".[with-hooks-cpu]" (or with-hooks, for faiss-gpu)')
+
+from rich.console import Console
+
+from . import results
+from .compare import compare as run_comparison
+from .data import DATA_SETS, load
+from .methods import METHODS, parse_contender
+from .tables import markdown_table
+from .training import Plan
+
+QUICK_ITERATIONS = 200  # nine methods end within ten minutes on two cores
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    help="Compares Hierarchical Triplet Loss with the losses of pytorch-metric-learning. Without a command: the quick "
+    f"preset, all methods with one seed and {QUICK_ITERATIONS} iterations, in less than ten minutes on two cores.",
+)
+console = Console()
+
+
+@app.callback(invoke_without_command=True)
+def quick(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        compare(seeds=["0"], iterations=QUICK_ITERATIONS, output=Path("runs/quick"))
+
+
+@app.command()
+def compare(
+    methods: Annotated[list[str], typer.Option(help="Some of the methods, as NAME or NAME:SETTING=VALUE,SETTING=VALUE.")] = (
+        "all",
+    ),  # type: ignore[assignment]
+    seeds: Annotated[list[str], typer.Option(help="Each method is trained once with each seed.")] = ("0", "1", "2"),  # type: ignore[assignment]
+    iterations: Annotated[int, typer.Option(help="Of each training.")] = 300,
+    epoch_iterations: Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.")] = 50,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 128,
+    embedding_size: Annotated[int, typer.Option(help="Length of an embedding.")] = 128,
+    data: Annotated[str, typer.Option(help=f"One of: {', '.join(DATA_SETS)}.")] = "glyphs",
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Loader processes; the built-in data need none.")] = 0,
+    output: Annotated[Path, typer.Option(help="Folder for results; one that is there is continued.")] = Path("runs/compare"),
+) -> None:
+    """Train methods through PML's trainer, test them on unseen classes, and print, plot and save how they compare.
+
+    Lists take values one after another: --methods htl triplet:margin=0.2 --seeds 0 1 2. A run that was interrupted goes
+    on with what is missing when it is started again with the same --output.
+    """
+    with explained_errors():
+        names = list(METHODS) if list(methods) == ["all"] else methods
+        plan = Plan(iterations, epoch_iterations, batch_size, embedding_size, device, workers)
+        with console.status(f"Making the data set {data} ..."):
+            splits = load(data)
+        contenders = [parse_contender(name) for name in names]
+        numbers = [int(seed) for seed in seeds]
+        for contender in contenders:  # what does not fit shows now, not after hours
+            contender.build(plan.task(splits, seed=0))
+        outcome = results.Results(output / "results.json", plan, splits.describe())
+    run_comparison(contenders, numbers, plan, splits, outcome, console)
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """List the methods and their settings."""
+    for method in METHODS.values():
+        settings = ",".join(f"{name}={value}" for name, value in method.defaults.items())
+        console.print(f"[bold]{method.name}[/]: {method.description}\n  [dim]{settings}[/]", highlight=False)
+
+
+@app.command()
+def table(file: Annotated[Path, typer.Argument(help="A results file.")]) -> None:
+    """Print a results file as a Markdown table."""
+    with explained_errors():
+        print(markdown_table(results.load(file)), end="")
+
+
+class explained_errors:
+    """What the user can mend ends in a line, not in a traceback."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ValueError | FileNotFoundError):
+            console.print(f"[red]{error}[/]", highlight=False)
+            raise typer.Exit(2) from error
+
+
+def spread_lists(arguments: list[str]) -> list[str]:
+    """`--seeds 0 1 2` as `--seeds 0 --seeds 1 --seeds 2`, the way the command-line library reads lists."""
+    spread: list[str] = []
+    option = None
+    for argument in arguments:
+        if argument.startswith("-"):
+            option = argument if argument in ("--methods", "--seeds") else None
+            spread += [] if option else [argument]
+        elif option:
+            spread += [option, argument]
+        else:
+            spread.append(argument)
+    return spread
+
+
+def main(arguments: list[str] | None = None) -> None:
+    warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad=True to a scalar")  # PML's trainer
+    logging.getLogger("PML").setLevel(logging.WARNING)
+    app(spread_lists(sys.argv[1:] if arguments is None else arguments), prog_name="python -m benchmarks")
+
+
+if __name__ == "__main__":
+    main()

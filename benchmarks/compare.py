@@ -1,0 +1,53 @@
+"""Trains every contender with every seed, and goes on where an interrupted run stopped."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .data import Splits
+from .methods import Contender
+from .plots import plot_class_tree, plot_curves
+from .results import Results
+from .tables import rich_table
+from .training import Plan, train
+
+
+def compare(
+    contenders: list[Contender], seeds: list[int], plan: Plan, data: Splits, results: Results, console: Console
+) -> None:
+    """Adds the runs that are missing to `results`; plots and records of all runs go to the folder that it is in."""
+    output = results.path.parent
+    wanted = [(contender, seed) for seed in seeds for contender in contenders]
+    missing = [(contender, seed) for contender, seed in wanted if not results.has(contender, seed, plan.iterations)]
+    if len(missing) < len(wanted):
+        console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {results.path} already.")
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        whole = progress.add_task("[bold]all iterations", total=len(missing) * plan.iterations)
+        for contender, seed in missing:
+            title = f"{contender.title}, seed {seed}"
+            single = progress.add_task(title, total=plan.iterations)
+
+            def advance(_: object, single: int = single) -> None:
+                progress.advance(single)
+                progress.advance(whole)
+
+            folder = output / "runs" / f"{contender.title}-seed{seed}".replace(":", "_")
+            outcome = train(contender, seed, plan, data, folder, advance)
+            results.add(contender, seed, plan.iterations, outcome)
+            if contender.method.name == "htl" and outcome.tree is not None and outcome.tree.is_fitted:
+                plot_class_tree(outcome.tree, data, output / "class_tree.png")
+            progress.remove_task(single)
+            progress.console.print(f"{title}: test MAP@R {outcome.accuracies['test']['map_at_r']:.1%}")
+
+    plot_curves(results.document, output / "accuracy.png")
+    console.print(rich_table(results.document))
+    console.print(f"Results, plots and records are in {output}/: " + ", ".join(sorted(p.name for p in output.iterdir())))

@@ -1,0 +1,189 @@
+"""The results file: JSON with metadata and one entry per method, seed and split. Written whole or not at all."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+import pml_htl
+
+from .methods import Contender
+from .training import METRICS, Outcome, Plan
+
+PACKAGES = ("torch", "pytorch-metric-learning", "numpy", "scipy", "faiss-cpu", "faiss-gpu", "matplotlib", "pillow")
+METADATA = {"commit", "versions", "threads", "device", "date", "command", "data", "plan"}
+RUN = {
+    "method": str,
+    "seed": int,
+    "split": str,
+    "iterations": int,
+    **dict.fromkeys(METRICS.values(), float),
+    "train_seconds": float,
+    "refresh_seconds": float,
+    "settings": dict,
+}
+CURVE = {"method": str, "seed": int, "iterations": list, "map_at_r": list, "settings": dict}
+
+
+class Results:
+    """The results file of an output folder; `runs` of earlier sessions are kept.
+
+    Raises:
+        ValueError: there is a file, and it is not one of ours or its plan or data are not the same.
+    """
+
+    def __init__(self, path: Path, plan: Plan, data: dict[str, Any]) -> None:
+        self.path = path
+        self.document: dict[str, Any] = {"metadata": {}, "runs": [], "curves": []}
+        # The device and workers may change between sessions, what is compared may not.
+        comparable = {name: getattr(plan, name) for name in ("epoch_iterations", "batch_size", "embedding_size")}
+        if path.exists():
+            self.document = load(path)
+            for name, wanted in (("plan", comparable), ("data", data)):
+                found = self.document["metadata"][name]
+                if found != wanted:
+                    raise ValueError(f"{path} was made with {name} {found}, but now it is {wanted}; choose another --output")
+        sessions = self.document["metadata"].get("sessions", [])
+        session = describe_session(plan)
+        self.document["metadata"] = {
+            **session,
+            "plan": comparable,
+            "data": data,
+            "sessions": [*sessions, {name: session[name] for name in ("commit", "date", "command")}],
+        }
+
+    def has(self, contender: Contender, seed: int, iterations: int) -> bool:
+        """Whether this run is in the file."""
+        wanted = contender.method.name, contender.settings, seed, iterations
+        return any((run["method"], run["settings"], run["seed"], run["iterations"]) == wanted for run in self.runs)
+
+    def add(self, contender: Contender, seed: int, iterations: int, outcome: Outcome) -> None:
+        """Adds a finished run and writes the file."""
+        shared = {"method": contender.method.name, "seed": seed, "settings": contender.settings}
+        seconds = {
+            "train_seconds": round(outcome.train_seconds, 2),
+            "refresh_seconds": round(outcome.refresh_seconds, 2),
+        }
+        for split, accuracies in outcome.accuracies.items():
+            self.runs.append({**shared, "split": split, "iterations": iterations, **accuracies, **seconds})
+        steps, accuracies = zip(*outcome.curve, strict=True)
+        self.document["curves"].append({**shared, "iterations": list(steps), "map_at_r": list(accuracies)})
+        validate(self.document)
+        save(self.document, self.path)
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        return self.document["runs"]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A results file, validated."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not a results file: {error}") from error
+    validate(document)
+    return document
+
+
+def save(document: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def validate(document: Any) -> None:
+    """Raises a `ValueError` that names what is not as it should be."""
+    if not isinstance(document, dict) or not {"metadata", "runs", "curves"} <= document.keys():
+        raise ValueError("a results file has metadata, runs and curves")
+    missing = METADATA - document["metadata"].keys()
+    if missing:
+        raise ValueError(f"the metadata lack {', '.join(sorted(missing))}")
+    for kind, schema in (("runs", RUN), ("curves", CURVE)):
+        for number, entry in enumerate(document[kind]):
+            where = f"{kind}[{number}]"
+            for name, wanted in schema.items():
+                value = entry.get(name)
+                if not isinstance(value, wanted) or isinstance(value, bool):
+                    raise ValueError(f"{where}: {name} should be a {wanted.__name__}, but it is {value!r}")
+            extra = entry.keys() - schema.keys()
+            if extra:
+                raise ValueError(f"{where}: unknown {', '.join(sorted(extra))}")
+            accuracies = entry["map_at_r"] if kind == "curves" else [entry[name] for name in METRICS.values()]
+            if not all(0 <= accuracy <= 1 for accuracy in accuracies):
+                raise ValueError(f"{where}: accuracies should be in 0..1, but they are {accuracies}")
+            if kind == "runs" and entry["split"] not in ("test", "validation"):
+                raise ValueError(f"{where}: split should be test or validation, but it is {entry['split']!r}")
+    keys = [(run["method"], str(run["settings"]), run["seed"], run["iterations"], run["split"]) for run in document["runs"]]
+    if len(set(keys)) < len(keys):
+        raise ValueError("some run stands in it twice")
+
+
+def describe_session(plan: Plan) -> dict[str, Any]:
+    """Where, when and by what a results file is made."""
+    versions = {"python": platform.python_version(), "pml-htl": pml_htl.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") else "cpu"
+    return {
+        "commit": current_commit(),
+        "versions": versions,
+        "threads": torch.get_num_threads(),
+        "device": {"name": device, "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+    }
+
+
+def current_commit() -> str | None:
+    """The commit of the code that runs, with "-dirty" behind it if there are changes; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        code = (":/pml_htl", ":/benchmarks/*.py")
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *code) else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def summarize(document: dict[str, Any]) -> pd.DataFrame:
+    """A row per method and settings, best test MAP@R first: means over seeds, and the spread of MAP@R.
+
+    Columns: title, seeds, iterations, validation, map_at_r, map_at_r_std (NaN for one seed), precision_at_1, r_precision,
+    train_seconds, refresh_seconds.
+    """
+    runs = pd.DataFrame(document["runs"])
+    runs["title"] = [title_of(run) for run in document["runs"]]
+    by_split = {split: part.groupby(["title", "iterations"], sort=False) for split, part in runs.groupby("split")}
+    test = by_split["test"]
+    summary = test[[*METRICS.values(), "train_seconds", "refresh_seconds"]].mean()
+    summary.insert(0, "seeds", test.size())
+    summary.insert(1, "validation", by_split["validation"]["map_at_r"].mean())
+    summary.insert(3, "map_at_r_std", test["map_at_r"].std())
+    return summary.reset_index().sort_values("map_at_r", ascending=False, ignore_index=True)
+
+
+def title_of(entry: dict[str, Any]) -> str:
+    """The title of the contender of a run or curve."""
+    from .methods import METHODS
+
+    method = METHODS[entry["method"]]
+    changes = {name: value for name, value in entry["settings"].items() if method.defaults.get(name) != value}
+    return Contender(method, changes).title

@@ -1,0 +1,57 @@
+"""The table of a comparison, for the terminal and for the README."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich.table import Table
+
+from .results import summarize
+
+COLUMNS = ("method", "test MAP@R", "P@1", "R-precision", "validation MAP@R", "training", "refresh")
+
+
+def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of the table, sorted by test MAP@R; accuracies in per cent, seconds per run."""
+    return [
+        (
+            row.title,
+            percent(row.map_at_r) + ("" if pd.isna(row.map_at_r_std) else f" ± {100 * row.map_at_r_std:.1f}"),
+            percent(row.precision_at_1),
+            percent(row.r_precision),
+            percent(row.validation),
+            f"{row.train_seconds:.0f} s",
+            f"{row.refresh_seconds:.0f} s" if row.refresh_seconds else "-",
+        )
+        for row in summarize(document).itertuples()
+    ]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def caption(document: dict[str, Any]) -> str:
+    """What the numbers are of."""
+    summary, data = summarize(document), document["metadata"]["data"]
+    seeds = f"mean ± standard deviation of {summary.seeds.max()} seeds" if summary.seeds.max() > 1 else "one seed"
+    iterations = " or ".join(str(number) for number in sorted(summary.iterations.unique()))
+    batch = document["metadata"]["plan"]["batch_size"]
+    return (
+        f"{data['name']}, {data['test_classes']} unseen classes, {iterations} iterations of batch {batch}, {seeds}; per cent"
+    )
+
+
+def rich_table(document: dict[str, Any]) -> Table:
+    table = Table(title=caption(document), title_justify="left", title_style="italic", header_style="bold")
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
+    for number, cells in enumerate(rows(document)):
+        table.add_row(*cells, style="bold" if number == 0 else None)
+    return table
+
+
+def markdown_table(document: dict[str, Any]) -> str:
+    lines = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows(document)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{caption(document)}\n"

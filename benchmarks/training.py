@@ -1,0 +1,182 @@
+"""One training: a method and a seed, through PML's trainer, tester, hook container and record-keeper."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.trainers import MetricLossOnly
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.logging_presets import HookContainer, get_hook_container, get_record_keeper
+
+from pml_htl import ClassTree, TreeRefresh
+
+from .data import Splits
+from .methods import Contender, Task
+from .networks import WIDTHS, conv_net
+
+LEARNING_RATE = 1e-3
+EVAL_BATCH_SIZE = 512
+METRICS = {  # PML's names and those of the results file
+    "mean_average_precision_at_r": "map_at_r",
+    "precision_at_1": "precision_at_1",
+    "r_precision": "r_precision",
+}
+PRIMARY_METRIC = "mean_average_precision_at_r"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How all contenders are trained."""
+
+    iterations: int = 300
+    epoch_iterations: int = 50  # an evaluation on the validation classes, and a refresh of the tree, after so many
+    batch_size: int = 128
+    embedding_size: int = 128
+    device: str = "cpu"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.iterations % self.epoch_iterations:
+            raise ValueError(
+                f"the iterations must be a multiple of the {self.epoch_iterations} of an epoch, not {self.iterations}; "
+                "see --epoch-iterations"
+            )
+
+    @property
+    def num_epochs(self) -> int:
+        return self.iterations // self.epoch_iterations
+
+    def task(self, data: Splits, seed: int) -> Task:
+        return Task(data.train.labels, self.batch_size, self.embedding_size, self.iterations, seed)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a training: accuracies by split and metric, the validation curve, seconds, and the best epoch's tree."""
+
+    accuracies: dict[str, dict[str, float]]  # "validation" and "test" -> metric -> 0 .. 1
+    curve: list[tuple[int, float]]  # iterations, validation MAP@R
+    train_seconds: float
+    refresh_seconds: float
+    tree: ClassTree | None
+
+
+class Stopwatch:
+    """Times the training alone: it stands still during the end-of-epoch hooks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._start = time.perf_counter()
+
+    def pausing(self, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def paused(trainer: Any) -> Any:
+            self.seconds += time.perf_counter() - self._start
+            verdict = hook(trainer)
+            self._start = time.perf_counter()
+            return verdict
+
+        return paused
+
+
+def train(
+    contender: Contender, seed: int, plan: Plan, data: Splits, folder: Path, on_iteration: Callable[[Any], None]
+) -> Outcome:
+    """Trains on `data.train`, chooses the epoch on `data.val`, tests it on `data.test`.
+
+    Records, TensorBoard files and models go to `folder`, which is emptied first. The same seed gives the same outcome.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # MPerClassSampler draws from NumPy's global generator
+    device = torch.device(plan.device)
+    parts = contender.build(plan.task(data, seed))
+    loss = parts.loss.to(device)
+    trunk = conv_net(data.train.images.shape[1], torch.Generator().manual_seed(seed)).to(device)
+    embedder = torch.nn.Linear(WIDTHS[-1], plan.embedding_size).to(device)
+
+    hooks, tester = make_hooks(folder, device)
+    hook = hooks.end_of_epoch_hook(tester, {"val": data.val}, str(folder / "models"))
+    refresh = None
+    if parts.tree is not None:
+        refresh = TreeRefresh(parts.tree, data.train, batch_size=EVAL_BATCH_SIZE, num_workers=plan.workers, then=hook)
+    stopwatch = Stopwatch()
+
+    def end_of_iteration(trainer: Any) -> None:
+        hooks.end_of_iteration_hook(trainer)
+        on_iteration(trainer)
+
+    trainer = MetricLossOnly(
+        models={"trunk": trunk, "embedder": embedder},
+        optimizers=make_optimizers(trunk, embedder, loss, parts.loss_lr),
+        batch_size=plan.batch_size,
+        loss_funcs={"metric_loss": loss},
+        mining_funcs={} if parts.miner is None else {"tuple_miner": parts.miner},
+        dataset=data.train,
+        sampler=parts.sampler,
+        iterations_per_epoch=plan.epoch_iterations,
+        data_device=device,
+        dataloader_num_workers=plan.workers,
+        end_of_iteration_hook=end_of_iteration,
+        end_of_epoch_hook=stopwatch.pausing(hook if refresh is None else refresh),
+    )
+    trainer.train(num_epochs=plan.num_epochs)
+
+    history = hooks.get_accuracy_history(tester, "val", return_all_metrics=True)
+    best_epoch, _ = hooks.get_best_epoch_and_accuracy(tester, "val")
+    validation = {ours: history[f"{theirs}_level0"][best_epoch - 1] for theirs, ours in METRICS.items()}
+    hooks.load_latest_saved_models(trainer, str(folder / "models"), device, best=True)  # the tree comes along
+    test = tester.test({"test": data.test}, best_epoch, trunk, embedder)["test"]
+    close_records(hooks)
+    return Outcome(
+        accuracies={
+            "validation": validation,
+            "test": {ours: float(test[f"{theirs}_level0"]) for theirs, ours in METRICS.items()},
+        },
+        curve=[
+            (epoch * plan.epoch_iterations, accuracy)
+            for epoch, accuracy in zip(history["epoch"], history[f"{PRIMARY_METRIC}_level0"], strict=True)
+        ],
+        train_seconds=stopwatch.seconds,
+        refresh_seconds=0.0 if refresh is None else refresh.seconds,
+        tree=parts.tree,
+    )
+
+
+def make_hooks(folder: Path, device: torch.device) -> tuple[HookContainer, GlobalEmbeddingSpaceTester]:
+    """PML's hook container with its records in `folder`, and the tester that reports to it."""
+    record_keeper, _, _ = get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
+    hooks = get_hook_container(record_keeper, primary_metric=PRIMARY_METRIC, log_freq=10)
+    tester = GlobalEmbeddingSpaceTester(
+        batch_size=EVAL_BATCH_SIZE,
+        dataloader_num_workers=0,
+        data_device=device,
+        end_of_testing_hook=hooks.end_of_testing_hook,
+        accuracy_calculator=AccuracyCalculator(include=tuple(METRICS), k="max_bin_count", device=device),
+    )
+    return hooks, tester
+
+
+def make_optimizers(
+    trunk: torch.nn.Module, embedder: torch.nn.Module, loss: torch.nn.Module, loss_lr: float | None
+) -> dict[str, torch.optim.Optimizer]:
+    """Adam for everything that learns; the parameters of a loss (proxies) have a learning rate of their own."""
+    optimizers = {
+        "trunk_optimizer": torch.optim.Adam(trunk.parameters(), LEARNING_RATE),
+        "embedder_optimizer": torch.optim.Adam(embedder.parameters(), LEARNING_RATE),
+    }
+    if loss_lr is not None:
+        optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), loss_lr)
+    return optimizers
+
+
+def close_records(hooks: HookContainer) -> None:
+    hooks.record_keeper.save_records()
+    hooks.record_keeper.tensorboard_writer.close()

@@ -1,0 +1,89 @@
+"""Pictures of a class tree. Needs matplotlib: `pip install matplotlib`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.cluster.hierarchy as hierarchy
+
+from .labels import Labels, label_tensor, positions
+from .linkage import restrict_linkage
+from .tree import ClassTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_LEGIBLE = 80
+
+
+def plot_tree(
+    tree: ClassTree,
+    labels: Labels | None = None,
+    *,
+    name: Callable[[int], str] = str,
+    image: Callable[[int], np.ndarray] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws classes of a fitted tree as a dendrogram over squared distances, with its merging thresholds.
+
+    Args:
+        tree: a fitted tree.
+        labels: (K,) which classes; they meet at the heights at which they do among all classes. Default all, if they are
+            at most 80.
+        name: what to write under a class, from its label.
+        image: a grey (H, W) or colour (H, W, 3) picture to put there instead, from its label.
+        ax: where to draw; default a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a tree that is not fitted, labels that it does not know, fewer than two, or too many to be read.
+    """
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+    except ImportError as error:
+        raise ImportError("plot_tree needs matplotlib: pip install matplotlib") from error
+
+    merges = tree.to_scipy_linkage()
+    known = tree.labels.cpu()
+    leaves = positions(known if labels is None else label_tensor(labels, "cpu").unique(), known, "the class tree").numpy()
+    if not 2 <= len(leaves) <= MAX_LEGIBLE:
+        raise ValueError(f"a legible tree has 2 to {MAX_LEGIBLE} classes, not {len(leaves)}; choose some by labels=")
+    if ax is None:
+        ax = plt.subplots(figsize=(max(6.0, 0.28 * len(leaves)), 4.5), layout="constrained")[1]
+
+    merges = restrict_linkage(merges, leaves)
+    drawn = hierarchy.dendrogram(merges, no_labels=True, ax=ax, link_color_func=lambda _: "#33516e")
+    low, high = merges[0, 2], merges[-1, 2]
+    padding = 0.08 * max(high - low, 1e-6)
+    ax.set_ylim(max(0.0, low - 4 * padding), high + padding)
+    _draw_thresholds(ax, tree.thresholds.cpu().numpy())
+    for place, leaf in enumerate(drawn["leaves"]):
+        label = int(known[leaves[leaf]])
+        x = 10 * place + 5  # where scipy puts the leaves
+        if image is None:
+            ax.annotate(name(label), (x, 0), (0, -4), ("data", "axes fraction"), "offset points", ha="center", va="top")
+        else:
+            picture = OffsetImage(image(label), cmap="gray_r", zoom=0.5)
+            # The axes are as wide as all leaves together, so a picture of half its size fits under its leaf.
+            box = AnnotationBbox(picture, (x, 0), (0, -11), ("data", "axes fraction"), "offset points", frameon=False)
+            ax.add_artist(box)
+    ax.set_ylabel("squared distance")
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    return ax
+
+
+def _draw_thresholds(ax: Axes, thresholds: np.ndarray) -> None:
+    """A line for every level within the picture, and the level's number at its right end."""
+    low, high = ax.get_ylim()
+    for level, threshold in enumerate(thresholds):
+        if low <= threshold <= high:
+            ax.axhline(threshold, color="#c0504d", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+            ax.annotate(
+                f" $d_{{{level}}}$", (1, threshold), xycoords=("axes fraction", "data"), color="#c0504d", va="center"
+            )
