@@ -23,6 +23,16 @@ def compare(
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {results.path} already.")
 
+    if missing:
+        train_missing(missing, plan, data, results, console)
+    plot_curves(results.document, output / "accuracy.png")
+    console.print(rich_table(results.document))
+    console.print(f"Results, plots and records are in {output}/: " + ", ".join(sorted(p.name for p in output.iterdir())))
+
+
+def train_missing(
+    missing: list[tuple[Contender, int]], plan: Plan, data: Splits, results: Results, console: Console
+) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -40,14 +50,10 @@ def compare(
                 progress.advance(single)
                 progress.advance(whole)
 
-            folder = output / "runs" / f"{contender.title}-seed{seed}".replace(":", "_")
+            folder = results.path.parent / "runs" / f"{contender.title}-seed{seed}".replace(":", "_")
             outcome = train(contender, seed, plan, data, folder, advance)
             results.add(contender, seed, plan.iterations, outcome)
             if contender.method.name == "htl" and outcome.tree is not None and outcome.tree.is_fitted:
-                plot_class_tree(outcome.tree, data, output / "class_tree.png")
+                plot_class_tree(outcome.tree, data, results.path.parent / "class_tree.png")
             progress.remove_task(single)
             progress.console.print(f"{title}: test MAP@R {outcome.accuracies['test']['map_at_r']:.1%}")
-
-    plot_curves(results.document, output / "accuracy.png")
-    console.print(rich_table(results.document))
-    console.print(f"Results, plots and records are in {output}/: " + ", ".join(sorted(p.name for p in output.iterdir())))

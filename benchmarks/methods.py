@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a method trains with. A `tree` is one to be refreshed; `loss_lr` is the learning rate of the loss's parameters."""
+    """What a method trains with. A `tree` is to be refreshed; `loss_lr` is the learning rate of the loss's parameters."""
 
     loss: torch.nn.Module
     sampler: torch.utils.data.Sampler

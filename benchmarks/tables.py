@@ -9,7 +9,7 @@ from rich.table import Table
 
 from .results import summarize
 
-COLUMNS = ("method", "test MAP@R", "P@1", "R-precision", "validation MAP@R", "training", "refresh")
+COLUMNS = ("method", "MAP@R", "P@1", "R-Prec.", "val. MAP@R", "training", "refresh")
 
 
 def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -38,9 +38,7 @@ def caption(document: dict[str, Any]) -> str:
     seeds = f"mean ± standard deviation of {summary.seeds.max()} seeds" if summary.seeds.max() > 1 else "one seed"
     iterations = " or ".join(str(number) for number in sorted(summary.iterations.unique()))
     batch = document["metadata"]["plan"]["batch_size"]
-    return (
-        f"{data['name']}, {data['test_classes']} unseen classes, {iterations} iterations of batch {batch}, {seeds}; per cent"
-    )
+    return f"{data['name']}, {data['test_classes']} unseen classes, {iterations} iterations of batch {batch}, {seeds}; in per cent"
 
 
 def rich_table(document: dict[str, Any]) -> Table:

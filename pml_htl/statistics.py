@@ -150,7 +150,8 @@ class ClassStatistics:
     def _own_spreads(self) -> torch.Tensor:
         """`s_c` (C,), NaN for classes with fewer than two samples."""
         within = (self.mean_squared_norms - self.means.square().sum(dim=1)).clamp(min=0)
-        return torch.where(self.counts > 1, 2 * self.counts / (self.counts - 1) * within, torch.nan)
+        counts = self.counts.double()  # integers would divide to float32
+        return torch.where(counts > 1, 2 * counts / (counts - 1) * within, torch.nan)
 
     def _check(self, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
         if not isinstance(embeddings, torch.Tensor) or not embeddings.is_floating_point():

@@ -1,4 +1,4 @@
-"""Data sets of the comparison, behind one small interface: `load(name)` gives disjoint classes to train, validate and test."""
+"""The data sets, behind one small interface: `load(name)` gives disjoint classes to train, validate and test."""
 
 from __future__ import annotations
 

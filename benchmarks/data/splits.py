@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -67,5 +68,5 @@ def split_by_class(name: str, images: torch.Tensor, labels: np.ndarray, class_na
         inside = (new_labels >= start) & (new_labels < end)
         return LabelledImages(images[inside], new_labels[inside])
 
-    train, val, test = (part(start, end) for start, end in zip(bounds[:-1], bounds[1:], strict=True))
+    train, val, test = (part(start, end) for start, end in pairwise(bounds))
     return Splits(name, train, val, test, [class_names[old] for old in order])

@@ -1,0 +1,7 @@
+import hypothesis
+import torch
+
+# The same examples every time, so that a red test is red again when it is run again.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+hypothesis.settings.load_profile("repeatable")
+torch.set_num_threads(2)
