@@ -21,7 +21,9 @@ MARGIN = 0.3
 
 def ours(tree=None, power=2, **kwargs):
     tree = ClassTree() if tree is None else tree
-    return HierarchicalTripletLoss(DynamicMarginMiner(tree, initial_margin=MARGIN, distance=LpDistance(power=power)), **kwargs)
+    return HierarchicalTripletLoss(
+        DynamicMarginMiner(tree, initial_margin=MARGIN, distance=LpDistance(power=power)), **kwargs
+    )
 
 
 def pmls(power=2, **kwargs):
@@ -235,7 +237,7 @@ def test_refusals():
         ours()(embeddings, labels, triplets, ref_emb=embeddings.clone())
     with pytest.raises(ValueError, match="swap=True does not work with ref_emb"):
         ours(swap=True)(embeddings, labels, ref_emb=embeddings.clone(), ref_labels=labels.clone())
-    with pytest.raises(ValueError, match="labels 6, 7, 8.*class tree"):
+    with pytest.raises(ValueError, match=r"labels 6, 7, 8.*class tree"):
         ours(tree)(embeddings, labels + 3)
     with pytest.raises(ValueError, match="Number of embeddings"):
         ours()(embeddings, labels[1:])

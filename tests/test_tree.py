@@ -181,7 +181,7 @@ def test_bad_arguments():
         ClassTree(max_neighbors=0)
     with pytest.raises(TypeError, match="fit_embeddings"):
         ClassTree().fit(torch.ones(3, 3))
-    with pytest.raises(ValueError, match="embeddings and|one label per embedding"):
+    with pytest.raises(ValueError, match="one label per embedding"):
         ClassTree().fit_embeddings(torch.ones(3, 3), [1, 2])
     with pytest.raises(ValueError, match="empty"):
         ClassTree().fit_embeddings(torch.ones(0, 3), [])
