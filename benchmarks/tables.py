@@ -38,7 +38,8 @@ def caption(document: dict[str, Any]) -> str:
     seeds = f"mean ± standard deviation of {summary.seeds.max()} seeds" if summary.seeds.max() > 1 else "one seed"
     iterations = " or ".join(str(number) for number in sorted(summary.iterations.unique()))
     batch = document["metadata"]["plan"]["batch_size"]
-    return f"{data['name']}, {data['test_classes']} unseen classes, {iterations} iterations of batch {batch}, {seeds}; in per cent"
+    classes = f"{data['name']}, {data['test_classes']} unseen classes"
+    return f"{classes}, {iterations} iterations of batch {batch}, {seeds}; in per cent"
 
 
 def rich_table(document: dict[str, Any]) -> Table:

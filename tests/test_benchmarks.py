@@ -1,0 +1,260 @@
+import copy
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import __main__ as cli
+from benchmarks import compare as comparing
+from benchmarks import data, results, tables
+from benchmarks.data.splits import LabelledImages, Splits
+from benchmarks.methods import METHODS, Task, parse_contender
+from benchmarks.networks import Augment
+from benchmarks.training import Plan, train
+
+COMMITTED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json"))
+TINY = ["--data", "tiny", "--iterations", "4", "--epoch-iterations", "2", "--batch-size", "32", "--embedding-size", "16"]
+
+
+@pytest.fixture(scope="module")
+def glyphs():
+    return data.load("glyphs")
+
+
+@pytest.fixture
+def tiny(glyphs, monkeypatch):
+    """Twenty classes of each split."""
+
+    def first_classes(images):
+        kept = images.labels < images.labels.min() + 20
+        return LabelledImages(images.images[kept], images.labels[kept])
+
+    parts = [first_classes(part) for part in (glyphs.train, glyphs.val, glyphs.test)]
+    splits = Splits("tiny", *parts, glyphs.class_names)
+    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda: splits)
+    return splits
+
+
+def run_cli(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(list(map(str, arguments)))
+    return stop.value.code
+
+
+def test_glyphs(glyphs):
+    assert 1300 < len(glyphs.class_names) < 1450
+    names = set(glyphs.class_names)
+    assert {"e", "é", "ê", "ë", "A", "B"} <= names
+    assert not names & {"Α", "А", "ё"}  # Greek and Cyrillic A look like the Latin one
+    for part in (glyphs.train, glyphs.val, glyphs.test):
+        assert part.images.shape[1:] == (1, 32, 32) and part.images.dtype == torch.float32
+        counts = part.labels.bincount()[part.labels.min() :]
+        assert 10 <= counts.min() and counts.max() <= 16
+        ink = part.images.flatten(1)
+        assert ink.min() == 0 and ink.max() == 1 and (ink.amax(dim=1) > 0.2).all()  # no empty image
+        edges = part.images.clone()
+        edges[..., 1:-1, 1:-1] = 0
+        assert (edges.flatten(1).amax(dim=1) > 0.5).float().mean() < 0.02  # letters are not cut off
+
+
+def test_the_split_is_fixed_and_by_class(glyphs):
+    parts = [set(part.labels.tolist()) for part in (glyphs.train, glyphs.val, glyphs.test)]
+    num_classes = len(glyphs.class_names)
+    assert set.union(*parts) == set(range(num_classes)) and sum(map(len, parts)) == num_classes
+    assert parts[0] == set(range(len(parts[0])))  # classes of the training come first
+    assert len(parts[2]) == round(num_classes / 2) and len(parts[1]) == round(0.2 * (num_classes - len(parts[2])))
+    names = data.splits.split_by_class("x", torch.zeros(9, 1), np.arange(9), list("abcdefghi")).class_names
+    assert hashlib.sha256("".join(names).encode()).hexdigest()[:8] == "e30a5577"
+
+
+def test_no_letter_stands_in_two_classes(glyphs):
+    """A rendering in two classes would be one in different fonts; there are few, and none in the same font."""
+    where = {}
+    for part in (glyphs.train, glyphs.val, glyphs.test):
+        for image, label in zip(part.images, part.labels.tolist(), strict=True):
+            where.setdefault(image.numpy().tobytes(), set()).add(label)
+    shared = sum(len(labels) > 1 for labels in where.values())
+    assert shared < 0.01 * len(where)
+
+
+def test_augmentation():
+    images = torch.rand(8, 1, 32, 32)
+    augment = Augment(torch.Generator().manual_seed(0))
+    assert augment.eval()(images) is images
+    changed = augment.train()(images)
+    assert changed.shape == images.shape and all((a - b).abs().mean() > 0.01 for a, b in zip(changed, images, strict=True))
+    again = Augment(torch.Generator().manual_seed(0)).train()(images)
+    assert torch.equal(changed, again)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_gradient_on_its_own_batches(name):
+    labels = torch.arange(40).repeat_interleave(6)
+    embeddings = torch.randn(240, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    parts = parse_contender(name).build(Task(labels, batch_size=32, embedding_size=16, iterations=3, seed=0))
+    indices = list(parts.sampler)
+    batch = indices[0] if isinstance(indices[0], list) else indices[:32]
+    assert len(batch) == 32 and len(labels[batch].unique()) == 8
+    mined = None if parts.miner is None else parts.miner(embeddings[batch], labels[batch])
+    parts.loss(embeddings[batch], labels[batch], mined).backward()
+    assert embeddings.grad.abs().sum() > 0
+    assert (parts.loss_lr is not None) == any(True for _ in parts.loss.parameters())
+    assert (parts.tree is not None) == name.startswith("htl")
+
+
+def test_contenders():
+    contender = parse_contender("triplet:margin=0.25,distance=squared,samples_per_class=4")
+    assert contender.settings == {"samples_per_class": 4, "margin": 0.25, "distance": "squared"}
+    assert contender.title == "triplet:margin=0.25,distance=squared"
+    assert parse_contender("htl").title == "htl"
+    for text, message in [
+        ("tripelt", "there are: triplet,"),
+        ("triplet:margn=1", "it has: samples_per_class, margin, distance"),
+        ("triplet:margin=big", "margin of triplet must be a float"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            parse_contender(text)
+    with pytest.raises(ValueError, match="plain or squared"):
+        parse_contender("htl:distance=cosine").build(Task(torch.arange(40), 32, 16, 3, 0))
+
+
+def test_lists_on_the_command_line():
+    spread = cli.spread_lists(["compare", "--methods", "htl", "triplet", "--seeds", "0", "1", "--output", "x"])
+    assert spread == "compare --methods htl --methods triplet --seeds 0 --seeds 1 --output x".split()
+
+
+def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
+    assert run_cli("compare", *TINY, "--seeds", 0, 1, "--output", tmp_path) == 0
+    document = results.load(tmp_path / "results.json")
+    assert {run["method"] for run in document["runs"]} == set(METHODS)
+    assert len(document["runs"]) == len(METHODS) * 2 * 2  # seeds, splits
+    for run in document["runs"]:
+        assert run["train_seconds"] > 0 and (run["refresh_seconds"] > 0) == run["method"].startswith("htl")
+    assert all(curve["iterations"] == [2, 4] for curve in document["curves"])
+    for name in ("accuracy.png", "class_tree.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    records = tmp_path / "runs" / "htl-seed0"
+    assert (records / "records" / "logs.db").exists() and list((records / "tensorboard").glob("events*"))
+    assert list((records / "records").glob("accuracies*VAL*.csv"))
+    out = capsys.readouterr().out
+    summary = results.summarize(document)
+    assert summary.map_at_r.is_monotonic_decreasing and (summary.seeds == 2).all()
+    order = [out.rindex(f" {title} ") for title in summary.title]
+    assert order == sorted(order)  # the table on the screen is sorted by MAP@R
+
+
+def test_an_interrupted_comparison_goes_on(tiny, tmp_path, monkeypatch, capsys):
+    arguments = ["compare", *TINY, "--methods", "htl", "triplet", "--seeds", "0", "1"]
+    run_cli(*arguments, "--output", tmp_path / "whole")
+    trained = []
+
+    def interrupted(contender, seed, *rest):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append((contender.title, seed))
+        return train(contender, seed, *rest)
+
+    monkeypatch.setattr(comparing, "train", interrupted)
+    assert run_cli(*arguments, "--output", tmp_path / "parts") != 0
+    assert trained == [("htl", 0), ("triplet", 0)]
+    trained.clear()
+    assert run_cli(*arguments, "--output", tmp_path / "parts") == 0
+    assert trained == [("htl", 1), ("triplet", 1)]
+    whole, parts = (results.load(tmp_path / name / "results.json") for name in ("whole", "parts"))
+
+    def accuracies(document):
+        return {(run["method"], run["seed"], run["split"]): run["map_at_r"] for run in document["runs"]}
+
+    assert accuracies(whole) == accuracies(parts)
+    assert "2 of 4 runs are in" in capsys.readouterr().out
+    assert run_cli(*arguments, "--output", tmp_path / "parts", "--embedding-size", "8") == 2
+    assert "choose another --output" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_numbers(tiny, tmp_path):
+    plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16)
+    for name in ("htl", "proxy-anchor"):
+        outcomes = [train(parse_contender(name), 3, plan, tiny, tmp_path / str(i), lambda _: None) for i in range(2)]
+        assert outcomes[0].accuracies == outcomes[1].accuracies and outcomes[0].curve == outcomes[1].curve
+
+
+def test_workers_train_too(tiny, tmp_path):
+    plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16, workers=2)
+    assert train(parse_contender("htl"), 0, plan, tiny, tmp_path, lambda _: None).tree.is_fitted
+
+
+def test_the_quick_preset_is_the_default(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "compare", lambda **kwargs: asked.append(kwargs))
+    assert run_cli() == 0
+    assert asked == [{"seeds": ["0"], "iterations": cli.QUICK_ITERATIONS, "output": Path("runs/quick")}]
+
+
+def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
+    for arguments, message in [
+        (["--methods", "nonsense"], "there is no method 'nonsense'"),
+        (["--data", "cub"], "there is no data set 'cub'"),
+        (["--iterations", "7"], "multiple of the 2"),
+        (["--batch-size", "24"], "multiple of 16"),
+        (["--seeds", "one"], "one"),
+    ]:
+        assert run_cli("compare", *TINY, "--output", tmp_path / "x", *arguments) == 2
+        out = capsys.readouterr().out
+        assert message in out and "Traceback" not in out
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_committed_results_are_valid(path):
+    document = results.load(path)
+    assert document["metadata"]["commit"] and "dirty" not in document["metadata"]["commit"]
+    assert tables.markdown_table(document)
+
+
+def test_the_quick_results_are_of_all_methods():
+    runs = results.load(COMMITTED[0].with_name("quick.json"))["runs"]
+    assert {(run["method"], run["split"]) for run in runs} >= {(m, s) for m in METHODS for s in ("test", "validation")}
+
+
+def test_htl_is_ahead_of_the_tuned_triplet_loss():
+    document = results.load(COMMITTED[0].with_name("htl_vs_triplet.json"))
+    summary = results.summarize(document).set_index("title")
+    assert (summary.seeds == 3).all() and (summary.iterations == 300).all()
+    triplets = summary[summary.index.str.startswith("triplet")]
+    margins = {run["settings"]["margin"] for run in document["runs"] if run["method"] == "triplet"}
+    assert margins == {0.05, 0.1, 0.2}
+    chosen = triplets.validation.idxmax()
+    assert summary.map_at_r["htl"] - triplets.map_at_r[chosen] >= 0.02
+
+
+def test_broken_results_are_named():
+    document = results.load(COMMITTED[0])
+    for change, message in [
+        (lambda d: d.pop("runs"), "has metadata, runs and curves"),
+        (lambda d: d["metadata"].pop("commit"), "lack commit"),
+        (lambda d: d["runs"][0].pop("seed"), r"runs\[0\]: seed should be a int"),
+        (lambda d: d["runs"][0].update(map_at_r=61.2), r"0\.\.1"),
+        (lambda d: d["runs"][0].update(split="train"), "test or validation"),
+        (lambda d: d["runs"][0].update(note="?"), "unknown note"),
+        (lambda d: d["runs"].append(d["runs"][0]), "twice"),
+    ]:
+        broken = copy.deepcopy(document)
+        change(broken)
+        with pytest.raises(ValueError, match=message):
+            results.validate(broken)
+
+
+def test_a_results_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    results.save({"a": 1}, path)
+    monkeypatch.setattr(json, "dumps", lambda *args, **kwargs: sys.exit("killed"))
+    with pytest.raises(SystemExit):
+        results.save({"a": 2}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
