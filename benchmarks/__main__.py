@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -49,22 +51,25 @@ console = Console()
 @app.callback(invoke_without_command=True)
 def quick(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        compare(seeds=["0"], iterations=QUICK_ITERATIONS, output=Path("runs/quick"))
+        compare(seeds=[0], iterations=QUICK_ITERATIONS, output=Path("runs/quick"))
 
 
 @app.command()
 def compare(
-    methods: Annotated[list[str], typer.Option(help="Some of the methods, as NAME or NAME:SETTING=VALUE,SETTING=VALUE.")] = (
-        "all",
-    ),  # type: ignore[assignment]
-    seeds: Annotated[list[str], typer.Option(help="Each method is trained once with each seed.")] = ("0", "1", "2"),  # type: ignore[assignment]
-    iterations: Annotated[int, typer.Option(help="Of each training.")] = 300,
-    epoch_iterations: Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.")] = 50,
-    batch_size: Annotated[int, typer.Option(help="Samples in a batch.")] = 128,
-    embedding_size: Annotated[int, typer.Option(help="Length of an embedding.")] = 128,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:SETTING=VALUE,SETTING=VALUE; all, unless some are named.")
+    ] = None,
+    seeds: Annotated[
+        list[int] | None,
+        typer.Option(help="Train each method once with each; 0 1 2, unless others are named.", min=0, max=2**32 - 1),
+    ] = None,
+    iterations: Annotated[int, typer.Option(help="Of each training.", min=1)] = 300,
+    epoch_iterations: Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.", min=1)] = 50,
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.", min=1)] = 128,
+    embedding_size: Annotated[int, typer.Option(help="Length of an embedding.", min=1)] = 128,
     data: Annotated[str, typer.Option(help=f"One of: {', '.join(DATA_SETS)}.")] = "glyphs",
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Loader processes; the built-in data need none.")] = 0,
+    workers: Annotated[int, typer.Option(help="Loader processes; the built-in data need none.", min=0)] = 0,
     output: Annotated[Path, typer.Option(help="Folder for results; one that is there is continued.")] = Path("runs/compare"),
 ) -> None:
     """Train methods through PML's trainer, test them on unseen classes, and print, plot and save how they compare.
@@ -73,16 +78,15 @@ def compare(
     on with what is missing when it is started again with the same --output.
     """
     with explained_errors():
-        names = list(METHODS) if list(methods) == ["all"] else methods
         plan = Plan(iterations, epoch_iterations, batch_size, embedding_size, device, workers)
         with console.status(f"Making the data set {data} ..."):
             splits = load(data)
-        contenders = [parse_contender(name) for name in names]
-        numbers = [int(seed) for seed in seeds]
+        contenders = [parse_contender(name) for name in methods or METHODS]
         for contender in contenders:  # what does not fit shows now, not after hours
             contender.build(plan.task(splits, seed=0))
+        output.mkdir(parents=True, exist_ok=True)
         outcome = results.Results(output / "results.json", plan, splits.describe())
-    run_comparison(contenders, numbers, plan, splits, outcome, console)
+    run_comparison(contenders, seeds or [0, 1, 2], plan, splits, outcome, console)
 
 
 @app.command("methods")
@@ -100,16 +104,14 @@ def table(file: Annotated[Path, typer.Argument(help="A results file.")]) -> None
         print(markdown_table(results.load(file)), end="")
 
 
-class explained_errors:
+@contextmanager
+def explained_errors() -> Iterator[None]:
     """What the user can mend ends in a line, not in a traceback."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ValueError | FileNotFoundError):
-            console.print(f"[red]{error}[/]", highlight=False)
-            raise typer.Exit(2) from error
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        console.print(str(error), style="red", highlight=False, markup=False)
+        raise typer.Exit(2) from error
 
 
 def spread_lists(arguments: list[str]) -> list[str]:
@@ -117,10 +119,11 @@ def spread_lists(arguments: list[str]) -> list[str]:
     spread: list[str] = []
     option = None
     for argument in arguments:
-        if argument.startswith("-"):
-            option = argument if argument in ("--methods", "--seeds") else None
-            spread += [] if option else [argument]
-        elif option:
+        if argument.startswith("--"):
+            name = argument.partition("=")[0]
+            option = name if name in ("--methods", "--seeds") else None
+            spread.append(argument)
+        elif option and spread[-1] != option:
             spread += [option, argument]
         else:
             spread.append(argument)

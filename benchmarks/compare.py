@@ -18,8 +18,9 @@ def compare(
 ) -> None:
     """Adds the runs that are missing to `results`; plots and records of all runs go to the folder that it is in."""
     output = results.path.parent
-    wanted = [(contender, seed) for seed in seeds for contender in contenders]
-    missing = [(contender, seed) for contender, seed in wanted if not results.has(contender, seed, plan.iterations)]
+    # Each once, also if it was named twice or under its default settings.
+    wanted = list({(contender.title, seed): (contender, seed) for seed in seeds for contender in contenders}.values())
+    missing = [(contender, seed) for contender, seed in wanted if not results.has(contender, seed)]
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {results.path} already.")
 
@@ -52,7 +53,7 @@ def train_missing(
 
             folder = results.path.parent / "runs" / f"{contender.title}-seed{seed}".replace(":", "_")
             outcome = train(contender, seed, plan, data, folder, advance)
-            results.add(contender, seed, plan.iterations, outcome)
+            results.add(contender, seed, outcome)
             if contender.method.name == "htl" and outcome.tree is not None and outcome.tree.is_fitted:
                 plot_class_tree(outcome.tree, data, results.path.parent / "class_tree.png")
             progress.remove_task(single)

@@ -59,9 +59,15 @@ TREE: Settings = {"num_levels": 16, "beta": 0.1, "initial_margin": 0.2, "distanc
 
 
 def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
+    per_class = settings["samples_per_class"]
+    if per_class < 1 or task.batch_size % per_class or task.batch_size > per_class * task.num_classes:
+        raise ValueError(
+            f"the batch size must be a multiple of samples_per_class={per_class} and at most {per_class} of each of the "
+            f"{task.num_classes} classes, but it is {task.batch_size}"
+        )
     # Its length is that of the whole training, so that it need not begin anew in the middle.
     length = task.batch_size * task.iterations
-    return samplers.MPerClassSampler(task.labels, settings["samples_per_class"], task.batch_size, length)
+    return samplers.MPerClassSampler(task.labels, per_class, task.batch_size, length)
 
 
 def distance_of(settings: Settings) -> distances.LpDistance:
@@ -77,7 +83,7 @@ def triplet_loss(settings: Settings) -> losses.TripletMarginLoss:
 
 def htl(task: Task, settings: Settings) -> HTL:
     group = settings["neighborhood_size"] * settings["samples_per_class"]
-    if task.batch_size % group:
+    if group < 1 or task.batch_size % group:
         raise ValueError(f"the batch size must be a multiple of {group} (neighborhood x samples), not {task.batch_size}")
     return HTL(
         task.labels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def plot_curves(document: dict[str, Any], path: Path) -> None:
 
 def plot_class_tree(tree: ClassTree, data: Splits, path: Path) -> None:
     """A legible part of a trained tree: some classes spread over it and their nearest, with their first images as leaves."""
+    tree = copy.deepcopy(tree).cpu()
     spread = torch.linspace(0, len(tree.labels) - 1, DENDROGRAM_ANCHORS).long()
     order = torch.from_numpy(np.argsort(tree.nodes[:, 1].numpy(), kind="stable"))  # classes of a node side by side
     anchors = tree.labels[order[spread]]

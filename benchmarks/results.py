@@ -17,11 +17,11 @@ import torch
 
 import pml_htl
 
-from .methods import Contender
+from .methods import METHODS, Contender
 from .training import METRICS, Outcome, Plan
 
 PACKAGES = ("torch", "pytorch-metric-learning", "numpy", "scipy", "faiss-cpu", "faiss-gpu", "matplotlib", "pillow")
-METADATA = {"commit", "versions", "threads", "device", "date", "command", "data", "plan"}
+METADATA = ("commit", "versions", "threads", "device", "date", "command", "data", "plan", "sessions")
 RUN = {
     "method": str,
     "seed": int,
@@ -44,12 +44,11 @@ class Results:
 
     def __init__(self, path: Path, plan: Plan, data: dict[str, Any]) -> None:
         self.path = path
+        self.iterations = plan.iterations
         self.document: dict[str, Any] = {"metadata": {}, "runs": [], "curves": []}
-        # The device and workers may change between sessions, what is compared may not.
-        comparable = {name: getattr(plan, name) for name in ("epoch_iterations", "batch_size", "embedding_size")}
         if path.exists():
             self.document = load(path)
-            for name, wanted in (("plan", comparable), ("data", data)):
+            for name, wanted in (("plan", plan.comparable()), ("data", data)):
                 found = self.document["metadata"][name]
                 if found != wanted:
                     raise ValueError(f"{path} was made with {name} {found}, but now it is {wanted}; choose another --output")
@@ -57,17 +56,18 @@ class Results:
         session = describe_session(plan)
         self.document["metadata"] = {
             **session,
-            "plan": comparable,
+            "plan": plan.comparable(),
             "data": data,
-            "sessions": [*sessions, {name: session[name] for name in ("commit", "date", "command")}],
+            # Which runs were made where and by which code: those of a session are from its first on.
+            "sessions": [*sessions, {**session, "first_run": len(self.runs)}],
         }
 
-    def has(self, contender: Contender, seed: int, iterations: int) -> bool:
+    def has(self, contender: Contender, seed: int) -> bool:
         """Whether this run is in the file."""
-        wanted = contender.method.name, contender.settings, seed, iterations
-        return any((run["method"], run["settings"], run["seed"], run["iterations"]) == wanted for run in self.runs)
+        wanted = contender.method.name, contender.settings, seed
+        return any((run["method"], run["settings"], run["seed"]) == wanted for run in self.runs)
 
-    def add(self, contender: Contender, seed: int, iterations: int, outcome: Outcome) -> None:
+    def add(self, contender: Contender, seed: int, outcome: Outcome) -> None:
         """Adds a finished run and writes the file."""
         shared = {"method": contender.method.name, "seed": seed, "settings": contender.settings}
         seconds = {
@@ -75,7 +75,7 @@ class Results:
             "refresh_seconds": round(outcome.refresh_seconds, 2),
         }
         for split, accuracies in outcome.accuracies.items():
-            self.runs.append({**shared, "split": split, "iterations": iterations, **accuracies, **seconds})
+            self.runs.append({**shared, "split": split, "iterations": self.iterations, **accuracies, **seconds})
         steps, accuracies = zip(*outcome.curve, strict=True)
         self.document["curves"].append({**shared, "iterations": list(steps), "map_at_r": list(accuracies)})
         validate(self.document)
@@ -107,12 +107,16 @@ def validate(document: Any) -> None:
     """Raises a `ValueError` that names what is not as it should be."""
     if not isinstance(document, dict) or not {"metadata", "runs", "curves"} <= document.keys():
         raise ValueError("a results file has metadata, runs and curves")
-    missing = METADATA - document["metadata"].keys()
+    missing = [name for name in METADATA if document["metadata"].get(name) is None]
     if missing:
-        raise ValueError(f"the metadata lack {', '.join(sorted(missing))}")
+        raise ValueError(f"the metadata lack {', '.join(missing)}")
     for kind, schema in (("runs", RUN), ("curves", CURVE)):
+        if not isinstance(document[kind], list) or not document[kind]:
+            raise ValueError(f"{kind} should be a list that is not empty")
         for number, entry in enumerate(document[kind]):
             where = f"{kind}[{number}]"
+            if not isinstance(entry, dict):
+                raise ValueError(f"{where} should be an object, but it is {entry!r}")
             for name, wanted in schema.items():
                 value = entry.get(name)
                 if not isinstance(value, wanted) or isinstance(value, bool):
@@ -121,7 +125,7 @@ def validate(document: Any) -> None:
             if extra:
                 raise ValueError(f"{where}: unknown {', '.join(sorted(extra))}")
             accuracies = entry["map_at_r"] if kind == "curves" else [entry[name] for name in METRICS.values()]
-            if not all(0 <= accuracy <= 1 for accuracy in accuracies):
+            if not all(isinstance(accuracy, float) and 0 <= accuracy <= 1 for accuracy in accuracies):
                 raise ValueError(f"{where}: accuracies should be in 0..1, but they are {accuracies}")
             if kind == "runs" and entry["split"] not in ("test", "validation"):
                 raise ValueError(f"{where}: split should be test or validation, but it is {entry['split']!r}")
@@ -140,7 +144,7 @@ def describe_session(plan: Plan) -> dict[str, Any]:
             continue
     device = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") else "cpu"
     return {
-        "commit": current_commit(),
+        "commit": current_commit() or "unknown",
         "versions": versions,
         "threads": torch.get_num_threads(),
         "device": {"name": device, "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
@@ -181,9 +185,9 @@ def summarize(document: dict[str, Any]) -> pd.DataFrame:
 
 
 def title_of(entry: dict[str, Any]) -> str:
-    """The title of the contender of a run or curve."""
-    from .methods import METHODS
-
-    method = METHODS[entry["method"]]
+    """The title of the contender of a run or curve: its settings as far as they are not today's defaults."""
+    method = METHODS.get(entry["method"])
+    if method is None:
+        raise ValueError(f"there is no method {entry['method']!r} in this version")
     changes = {name: value for name, value in entry["settings"].items() if method.defaults.get(name) != value}
     return Contender(method, changes).title

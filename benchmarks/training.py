@@ -44,7 +44,11 @@ class Plan:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.iterations % self.epoch_iterations:
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"there is no device {self.device!r} here: {str(error).splitlines()[0]}") from error
+        if self.iterations % self.epoch_iterations:
             raise ValueError(
                 f"the iterations must be a multiple of the {self.epoch_iterations} of an epoch, not {self.iterations}; "
                 "see --epoch-iterations"
@@ -55,12 +59,20 @@ class Plan:
         return self.iterations // self.epoch_iterations
 
     def task(self, data: Splits, seed: int) -> Task:
+        """What a method is given to make its parts."""
         return Task(data.train.labels, self.batch_size, self.embedding_size, self.iterations, seed)
+
+    def comparable(self) -> dict[str, int]:
+        """What all runs of a results file share; device and workers may change between sessions."""
+        return {name: getattr(self, name) for name in ("iterations", "epoch_iterations", "batch_size", "embedding_size")}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a training: accuracies by split and metric, the validation curve, seconds, and the best epoch's tree."""
+    """What came of a training: accuracies by split and metric, the validation curve, seconds, and the tree.
+
+    The tree is that of the best epoch where the loss holds it, else the last one.
+    """
 
     accuracies: dict[str, dict[str, float]]  # "validation" and "test" -> metric -> 0 .. 1
     curve: list[tuple[int, float]]  # iterations, validation MAP@R

@@ -1,6 +1,6 @@
-"""Everything that we use of pytorch-metric-learning beyond its documented API, in one place.
+"""Everything that the package imports of pytorch-metric-learning, in one place; a port to another version begins here.
 
-A port to another version of PML begins here. We never patch PML; we only import.
+What it uses without importing: attributes of a trainer, in `hooks.py`. PML is never patched.
 """
 
 from pytorch_metric_learning.distances import LpDistance

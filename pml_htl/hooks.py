@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ._pml import process_label, to_device
-from .labels import Labels, label_tensor, name_some, positive_int
+from .labels import Labels, integer_at_least, label_tensor, name_some
 from .samplers import AnchorNeighborSampler
 from .statistics import ClassStatistics
 from .tree import ClassTree
@@ -21,6 +21,8 @@ Batches = Iterator[tuple[torch.Tensor, Labels]]  # embeddings (B, D) and labels 
 
 class TreeRefresh:
     """Fits the tree to the current embeddings of the training set; an `end_of_epoch_hook` of PML's trainers.
+
+    These are the trainers whose batches are (data, labels): `MetricLossOnly`, `TrainWithClassifier`.
 
     Each refresh is one pass over `dataset` in eval mode without gradients, batch by batch into the class statistics, so
     that memory is O(C D). Afterwards every module is in the mode it was in, and the trainer's next batch is drawn from
@@ -62,10 +64,10 @@ class TreeRefresh:
             raise TypeError(f"then must be a hook to call with the trainer, but it is {then!r}")
         self.tree = tree
         self.dataset = dataset
-        self.warmup_epochs = positive_int("warmup_epochs", warmup_epochs, minimum=0)
-        self.every_n_epochs = positive_int("every_n_epochs", every_n_epochs)
-        self.batch_size = positive_int("batch_size", batch_size)
-        self.num_workers = None if num_workers is None else positive_int("num_workers", num_workers, minimum=0)
+        self.warmup_epochs = integer_at_least(0, "warmup_epochs", warmup_epochs)
+        self.every_n_epochs = integer_at_least(1, "every_n_epochs", every_n_epochs)
+        self.batch_size = integer_at_least(1, "batch_size", batch_size)
+        self.num_workers = None if num_workers is None else integer_at_least(0, "num_workers", num_workers)
         self.then = then
         self.num_refreshes = 0
         self.seconds = 0.0

@@ -30,6 +30,8 @@ def label_tensor(labels: Labels, device: torch.device | str | None = None) -> to
                 raise ValueError(f"labels must fit into int64, but the largest is {array.max()}")
             array = array.astype(np.int64)
         labels = torch.as_tensor(array)
+    elif labels.numel() == 0:
+        labels = labels.to(torch.int64)
     elif labels.dtype == torch.uint64:
         return label_tensor(labels.cpu().numpy(), labels.device if device is None else device)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -61,7 +63,7 @@ def name_some(labels: torch.Tensor) -> str:
     return f"label{'s' if len(distinct) > 1 else ''} {named}{more}"
 
 
-def positive_int(name: str, value: Any, minimum: int = 1) -> int:
+def integer_at_least(minimum: int, name: str, value: Any) -> int:
     """`value` as an int, or an error that names the argument."""
     try:
         number = operator.index(value)

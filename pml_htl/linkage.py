@@ -21,13 +21,15 @@ def merge_classes(squared_distances: np.ndarray, linkage: str) -> tuple[np.ndarr
 
     Args:
         squared_distances: (C, C), symmetric; the diagonal does not count.
-        linkage: "single" (two groups are as far apart as their nearest classes, which makes the merges the edges of a
-            minimum spanning tree), "average" or "complete".
+        linkage: "single" (two groups are as far apart as their nearest classes), "average" or "complete".
 
     Returns:
-        The C - 1 merges in ascending order: edges (C - 1, 2) int64, each between the smallest class positions of the two
-        groups that merge (smaller one first), and heights (C - 1,), the squared distances at which they do.
+        The C - 1 merges in ascending order: edges (C - 1, 2) int64, each between two class positions of the groups that
+        merge, and heights (C - 1,), the squared distances at which they do. With single linkage they are the edges of a
+        minimum spanning tree and their lengths; otherwise each group is named by its smallest class position.
     """
+    if linkage == "single":
+        return minimum_spanning_tree(squared_distances)
     condensed = squareform(squared_distances, checks=False)
     merges = hierarchy.linkage(condensed, method=linkage)
     # scipy names groups C, C + 1, ... in the order of their making; an edge names each by its smallest class.
@@ -37,6 +39,28 @@ def merge_classes(squared_distances: np.ndarray, linkage: str) -> tuple[np.ndarr
         edges[row] = sorted((names[first], names[second]))
         names.append(edges[row, 0])
     return edges, merges[:, 2].copy()
+
+
+def minimum_spanning_tree(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges (C - 1, 2) int64 in ascending order of their lengths, and the lengths (C - 1,), by Prim's algorithm.
+
+    Zero distances are edges like others (scipy's sparse graphs take them for missing ones). O(C^2) time, O(C) memory.
+    """
+    num_classes = len(distances)
+    nearest = np.zeros(num_classes, dtype=np.int64)  # of each class outside the tree, the nearest one inside, and how far
+    length = distances[0].copy()
+    length[0] = np.inf
+    outside = np.ones(num_classes, dtype=bool)
+    outside[0] = False
+    edges, lengths = np.empty((num_classes - 1, 2), dtype=np.int64), np.empty(num_classes - 1)
+    for row in range(num_classes - 1):
+        new = length.argmin()
+        edges[row], lengths[row] = (nearest[new], new), length[new]
+        outside[new], length[new] = False, np.inf
+        closer = outside & (distances[new] < length)
+        nearest[closer], length[closer] = new, distances[new, closer]
+    order = np.argsort(lengths, kind="stable")
+    return edges[order], lengths[order]
 
 
 def cut_levels(edges: np.ndarray, heights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

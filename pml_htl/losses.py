@@ -33,6 +33,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             paper's average over all triplets is `MeanReducer`), `embedding_regularizer`, `embedding_reg_weight`,
             `collect_stats`.
 
+    Recorded, beside what PML's classes record: `margin`, the mean over the triplets of the last batch.
+
     Call it with PML's `(embeddings, labels, indices_tuple, ref_emb, ref_labels)`. A batch without any triplet gives a zero
     loss that still backpropagates.
 
@@ -75,6 +77,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         self.swap = swap
         self.smooth_loss = smooth_loss
         self.triplets_per_anchor = triplets_per_anchor
+        self.margin: float | torch.Tensor = miner.initial_margin
+        self.add_to_recordable_attributes(name="margin", is_stat=False)
 
     def compute_loss(
         self,
@@ -101,7 +105,10 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         if self.swap:
             to_negative = self.distance.smallest_dist(to_negative, distances[positives, negatives])
         margins = self.miner.margins(labels.unsqueeze(1), ref_labels.unsqueeze(0)).to(distances.dtype)  # (B, R)
-        violation = self.distance.margin(to_positive, to_negative) + margins[anchors, negatives]
+        margins = margins[anchors, negatives]
+        if self.miner.tree.is_fitted:
+            self.margin = margins.mean()  # stays on its device: whoever records it waits for it
+        violation = self.distance.margin(to_positive, to_negative) + margins
         losses = torch.nn.functional.softplus(violation) if self.smooth_loss else torch.nn.functional.relu(violation)
         return {
             "loss": {"losses": losses, "indices": (anchors, positives, negatives), "reduction_type": "triplet"},

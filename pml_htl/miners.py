@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ class DynamicMarginMiner(BaseMiner):
 
     `d_H` is the threshold at which the classes of anchor and negative meet in the tree, `s` the spread of the anchor's
     class: near classes get small margins, far ones large. `HierarchicalTripletLoss` asks it for margins only. Give it to
-    a trainer as tuple miner (with "hard" or "semihard") to train on a part of the triplets; as "all" with this loss it
-    changes no gradient. Source: HTL (Ge et al., ECCV 2018), section 3.3; mining as PML's `TripletMarginMiner`.
+    a trainer as tuple miner (with "hard" or "semihard") to train on a part of the triplets; as "all" it changes nothing
+    for that loss with its default reducer, swap and smooth_loss. Source: HTL (Ge et al., ECCV 2018), section 3.3; mining
+    as PML's `TripletMarginMiner`.
 
     Args:
         tree: the tree that it shares with the sampler.
@@ -90,6 +92,8 @@ class DynamicMarginMiner(BaseMiner):
         self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
     ) -> Triplets:
         """The triplets of `type_of_triplets`, int64 indices into `embeddings` and twice into `ref_emb`."""
+        if ref_labels is None:
+            raise ValueError("ref_labels are required with ref_emb: the margins belong to class pairs")
         matches, differs = pair_masks(labels, ref_labels)
         distances = self.distance(embeddings, ref_emb)
         margins = self.margins(labels.unsqueeze(1), ref_labels.unsqueeze(0)).to(distances.dtype)
@@ -134,6 +138,6 @@ def check_distance(distance: Any) -> None:
 
 
 def _finite(name: str, value: float) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, but it is {value!r}")
     return float(value)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from .labels import Labels, label_tensor, name_some, positive_int
+from .labels import Labels, integer_at_least, label_tensor, name_some
 from .tree import ClassTree
 
 
@@ -41,8 +41,10 @@ class AnchorNeighborSampler(BatchSampler):
     - A class with fewer samples than asked for is drawn with replacement.
     - When the walk ends inside a batch, its last classes are kept free to be anchors if they would be skipped otherwise.
     - A batch larger than the tree's `max_neighbors` can use up all known neighbours of an anchor; random classes follow.
-    - Every `iter()` is a new epoch with new random numbers in the same walk. `set_epoch(e)` starts epoch e with a new
-      walk: the same batches every time, whatever was drawn before.
+    - Every iteration is a new epoch with new random numbers in the same walk. `set_epoch(e)` starts epoch e with a new
+      walk: the same batches every time, whatever was drawn before (so a walk ends with its epoch if it is called in each).
+    - A loader's workers draw ahead. Batches that are thrown away when a `TreeRefresh` starts the loader anew have moved the
+      walk on, so the batches after it depend on how many workers there are.
 
     Raises:
         ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, or counts below 1; while
@@ -64,9 +66,9 @@ class AnchorNeighborSampler(BatchSampler):
         if not isinstance(tree, ClassTree):
             raise TypeError(f"tree must be a ClassTree, but it is a {type(tree).__name__}")
         self.tree = tree
-        self.num_anchors = positive_int("num_anchors", num_anchors)
-        self.neighborhood_size = positive_int("neighborhood_size", neighborhood_size)
-        self.samples_per_class = positive_int("samples_per_class", samples_per_class)
+        self.num_anchors = integer_at_least(1, "num_anchors", num_anchors)
+        self.neighborhood_size = integer_at_least(1, "neighborhood_size", neighborhood_size)
+        self.samples_per_class = integer_at_least(1, "samples_per_class", samples_per_class)
         self.labels = _sample_labels(labels)
         # Samples sorted by class: those of class c are order[start[c] : start[c] + count[c]].
         self.classes, counts = np.unique(self.labels, return_counts=True)
@@ -78,10 +80,10 @@ class AnchorNeighborSampler(BatchSampler):
         super().__init__(SequentialSampler(self.labels), batch_size, drop_last=True)
         if batches_per_epoch is None:
             batches_per_epoch = max(1, len(self.labels) // batch_size)
-        self.batches_per_epoch = positive_int("batches_per_epoch", batches_per_epoch)
+        self.batches_per_epoch = integer_at_least(1, "batches_per_epoch", batches_per_epoch)
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()).item())
-        self.seed = positive_int("seed", seed, minimum=0)
+        self.seed = integer_at_least(0, "seed", seed)
         self._epoch = 0
         self._walk = np.empty(0, dtype=np.int64)  # positions of the classes that are still to be anchors
         self._known_neighbors: tuple[torch.Tensor, np.ndarray] | None = None
@@ -90,19 +92,17 @@ class AnchorNeighborSampler(BatchSampler):
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
+        # The epoch begins with its first batch: loaders with workers call iter() more often than they draw.
         generator = np.random.default_rng([self.seed, self._epoch])
         self._epoch += 1
-        return self._batches(generator)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Makes the next `iter()` epoch `epoch` (0, 1, ...), with a walk of its own."""
-        self._epoch = positive_int("epoch", epoch, minimum=0)
-        self._walk = self._walk[:0]
-
-    def _batches(self, generator: np.random.Generator) -> Iterator[list[int]]:
         for _ in range(self.batches_per_epoch):
             classes = self._draw_classes(generator)
             yield np.concatenate([self._draw_samples(position, generator) for position in classes]).tolist()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next `iter()` epoch `epoch` (0, 1, ...), with a walk of its own."""
+        self._epoch = integer_at_least(0, "epoch", epoch)
+        self._walk = self._walk[:0]
 
     def _draw_samples(self, position: int, generator: np.random.Generator) -> np.ndarray:
         samples = self._order[self._bounds[position] : self._bounds[position + 1]]
@@ -132,7 +132,10 @@ class AnchorNeighborSampler(BatchSampler):
     ) -> tuple[list[int], np.ndarray]:
         """One batch: its class positions, and the places of the walk (ascending) that became its anchors.
 
-        The first `num_reserved` classes of the walk are kept free to be anchors.
+        The first `num_reserved` classes of the walk are kept free to be anchors. An example, with groups of two: in a walk
+        5, 8, 2, ... where 8 is nearest to 5, the batch begins 5, 8 and goes on with the anchor 2; the places used are 0 and
+        2, and 8 stays in the walk. If 5, 8 are the last of their round, 8 is reserved, and the batch is 5, its next nearest,
+        8, and the nearest of 8.
         """
         taken = set(walk[:num_reserved].tolist())
         classes: list[int] = []

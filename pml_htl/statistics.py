@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .labels import Labels, label_tensor, name_some, positions, positive_int
+from .labels import Labels, integer_at_least, label_tensor, name_some, positions
 
 
 class ClassStatistics:
@@ -22,7 +22,8 @@ class ClassStatistics:
         labels: the labels of the training set, or only its distinct classes; any integer type and values.
         embedding_size: D.
         normalize: L2-normalise every embedding before it counts, as PML's distances do. With `False` the caller promises
-            unit norms, and a batch that breaks the promise is a `ValueError`.
+            unit norms, and a batch that breaks the promise by more than rounding (1e-4, or four times the resolution of a
+            short float type) is a `ValueError`.
         device: where the sums are kept; default the CPU, where float64 is always there and sums are deterministic.
 
     Corner cases: a class with one sample has no spread of its own and gets the average spread; a class without samples
@@ -43,7 +44,7 @@ class ClassStatistics:
         device: torch.device | str | None = None,
     ) -> None:
         self.device = torch.device("cpu" if device is None else device)
-        self.embedding_size = positive_int("embedding_size", embedding_size)
+        self.embedding_size = integer_at_least(1, "embedding_size", embedding_size)
         self.normalize = normalize
         self.labels = label_tensor(labels, self.device).unique()  # (C,) int64, sorted
         if len(self.labels) == 0:
@@ -144,8 +145,8 @@ class ClassStatistics:
         """
         means, norms = self.means, self.mean_squared_norms
         rows = slice(None) if rows is None else rows
-        products = means[rows] @ means.T
-        return (norms[rows].unsqueeze(1) + norms - 2 * products).clamp_(min=0)
+        # In place, so that there is one array of this size.
+        return (means[rows] @ means.T).mul_(-2).add_(norms[rows].unsqueeze(1)).add_(norms).clamp_(min=0)
 
     def _own_spreads(self) -> torch.Tensor:
         """`s_c` (C,), NaN for classes with fewer than two samples."""

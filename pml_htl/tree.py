@@ -9,11 +9,21 @@ import numpy as np
 import torch
 
 from . import linkage as linkages
-from .labels import Labels, label_tensor, name_some, positions, positive_int
+from .labels import Labels, integer_at_least, label_tensor, name_some, positions
 from .statistics import ClassStatistics
 
 FORMAT_VERSION = 1
-_STATE = ("labels", "thresholds", "spreads", "average_spread", "nodes", "merge_edges", "merge_heights", "nearest_classes")
+_STATE_DIMENSIONS = {
+    "labels": 1,
+    "thresholds": 1,
+    "spreads": 1,
+    "average_spread": 0,
+    "nodes": 2,
+    "merge_edges": 2,
+    "merge_heights": 1,
+    "nearest_classes": 2,
+}
+_STATE = tuple(_STATE_DIMENSIONS)
 
 
 class ClassTree(torch.nn.Module):
@@ -36,8 +46,8 @@ class ClassTree(torch.nn.Module):
         spreads: (C,) float64, `s_c`; a class with one sample has the average spread.
         average_spread: float64 scalar, `d_0`.
         nodes: (C, L + 1) int64, the node of each class at each level, named by its smallest class position.
-        merge_edges, merge_heights: (C - 1, 2) int64 and (C - 1,) float64, the merges in ascending order; with single
-            linkage they span the same groups as the minimum spanning tree.
+        merge_edges, merge_heights: (C - 1, 2) int64 and (C - 1,) float64, the merges in ascending order as pairs of class
+            positions; with single linkage the edges of the minimum spanning tree and their lengths.
         nearest_classes: (C, min(max_neighbors, C - 1)) int64, positions of the nearest other classes, nearest first.
 
     The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all. `.to(device)`
@@ -61,10 +71,9 @@ class ClassTree(torch.nn.Module):
         super().__init__()
         if linkage not in linkages.LINKAGES:
             raise ValueError(f"linkage must be one of {', '.join(linkages.LINKAGES)}, but it is {linkage!r}")
-        self.num_levels = positive_int("num_levels", num_levels)
-        self.max_neighbors = positive_int("max_neighbors", max_neighbors)
+        self.num_levels = integer_at_least(1, "num_levels", num_levels)
+        self.max_neighbors = integer_at_least(1, "max_neighbors", max_neighbors)
         self.linkage = linkage
-        self._device = torch.device("cpu")
         # Marks a saved tree as one, so that a foreign file is told from the file of an unfitted tree.
         self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
         for name in _STATE:
@@ -122,7 +131,8 @@ class ClassTree(torch.nn.Module):
             a, b: labels of any shapes that broadcast, such as (B, 1) and (R,).
 
         Returns:
-            int64 of the broadcast shape, 0 .. L; 0 for a class and itself. Memory is that of the result.
+            int64 of the broadcast shape, 0 .. L; 0 for a class and itself. Memory is that of the result and L + 1 numbers
+            for each label given, so (B, 1) and (R,) cost less than two (B, R).
         """
         a_nodes, b_nodes = self._nodes_of(a), self._nodes_of(b)
         # Classes that have met stay together, so the number of levels at which they differ is the level where they meet.
@@ -154,10 +164,10 @@ class ClassTree(torch.nn.Module):
         """
         found = self._positions(labels)
         nearest = self._on(found.device, "nearest_classes")
-        if positive_int("k", k) > nearest.shape[1]:
+        if integer_at_least(1, "k", k) > nearest.shape[1]:
             raise ValueError(
-                f"k is {k}, but a tree of {len(nearest)} classes with max_neighbors={self.max_neighbors} "
-                f"keeps {nearest.shape[1]} neighbors of each"
+                f"k is {k}, but this tree of {len(nearest)} classes keeps {nearest.shape[1]} neighbors of each; "
+                "see max_neighbors"
             )
         return self._on(found.device, "labels")[nearest[found, :k]]
 
@@ -193,14 +203,15 @@ class ClassTree(torch.nn.Module):
 
     def _replace(self, state: dict[str, torch.Tensor | None]) -> None:
         """Takes over a whole state; nothing here can fail half-way."""
-        moved = {name: None if value is None else value.detach().to(self._device) for name, value in state.items()}
-        self._buffers.update(moved)
+        device = self.format_version.device
+        self._buffers.update({name: None if value is None else value.detach().to(device) for name, value in state.items()})
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
-        # Follow a change of device only: half-precision thresholds or float labels would make another tree.
-        self._device = fn(torch.zeros((), device=self._device)).device
-        self._buffers["format_version"] = self.format_version.to(self._device)
-        self._replace({name: self._buffers[name] for name in _STATE})
+        # Follow a change of device, but of no type: half-precision thresholds or float labels would make another tree.
+        for name, buffer in self._buffers.items():
+            if buffer is not None:
+                moved = fn(buffer)
+                self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
         return self
 
     def _load_from_state_dict(
@@ -223,22 +234,25 @@ class ClassTree(torch.nn.Module):
         if missing:
             missing_keys += [prefix + name for name in missing]
             return
-        problem = self._problem_with(int(state_dict[prefix + "format_version"]), saved)
+        problem = self._problem_with(state_dict[prefix + "format_version"], saved)
         if problem:
             error_msgs.append(f"class tree {prefix.rstrip('.') or 'itself'}: {problem}; the tree is left as it was")
             return
         self._replace({name: saved[name].clone() if saved else None for name in _STATE})
 
-    def _problem_with(self, version: int, saved: dict[str, torch.Tensor]) -> str | None:
+    def _problem_with(self, version: Any, saved: dict[str, Any]) -> str | None:
         """What keeps a saved state from being a tree of this module, or None."""
+        for name, value in (("format_version", version), *saved.items()):
+            if not isinstance(value, torch.Tensor) or value.ndim != _STATE_DIMENSIONS.get(name, 0):
+                return f"{name} is not a tensor of {_STATE_DIMENSIONS.get(name, 0)} dimensions"
         if version != FORMAT_VERSION:
-            return f"its format version is {version}, this version of pml-htl reads {FORMAT_VERSION}"
+            return f"its format version is {version.item()}, this version of pml-htl reads {FORMAT_VERSION}"
         if not saved:
             return None
         num_classes, num_levels = len(saved["labels"]), len(saved["thresholds"]) - 1
         if num_levels != self.num_levels:
             return f"it was saved with num_levels={num_levels}, but this tree has num_levels={self.num_levels}"
-        if self.is_fitted and not torch.equal(saved["labels"].to(self._device), self.labels):
+        if self.is_fitted and not torch.equal(saved["labels"].to(self.labels.device), self.labels):
             return f"its {num_classes} classes are not the {len(self.labels)} classes of this tree"
         num_neighbors = saved["nearest_classes"].shape[-1]
         shapes = {
@@ -263,6 +277,9 @@ class ClassTree(torch.nn.Module):
                 return f"{name} is not finite"
         if (saved["labels"].diff() <= 0).any():
             return "its labels are not sorted"
+        edges, heights, thresholds = (saved[name].cpu().numpy() for name in ("merge_edges", "merge_heights", "thresholds"))
+        if not np.array_equal(linkages.cut_levels(edges, heights, thresholds), saved["nodes"].cpu().numpy()):
+            return "its nodes are not those of its merges and thresholds"
         return None
 
 

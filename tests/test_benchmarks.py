@@ -75,8 +75,8 @@ def test_the_split_is_fixed_and_by_class(glyphs):
     assert hashlib.sha256("".join(names).encode()).hexdigest()[:8] == "e30a5577"
 
 
-def test_no_letter_stands_in_two_classes(glyphs):
-    """A rendering in two classes would be one in different fonts; there are few, and none in the same font."""
+def test_hardly_a_picture_stands_in_two_classes(glyphs):
+    """Letters that look alike in one font are one class; those that do across fonts are few."""
     where = {}
     for part in (glyphs.train, glyphs.val, glyphs.test):
         for image, label in zip(part.images, part.labels.tolist(), strict=True):
@@ -129,6 +129,8 @@ def test_contenders():
 def test_lists_on_the_command_line():
     spread = cli.spread_lists(["compare", "--methods", "htl", "triplet", "--seeds", "0", "1", "--output", "x"])
     assert spread == "compare --methods htl --methods triplet --seeds 0 --seeds 1 --output x".split()
+    spread = cli.spread_lists(["compare", "--methods=htl", "triplet", "--seeds", "--output", "x"])
+    assert spread == "compare --methods=htl --methods triplet --seeds --output x".split()  # --seeds without any: an error
 
 
 def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
@@ -195,7 +197,7 @@ def test_the_quick_preset_is_the_default(monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "compare", lambda **kwargs: asked.append(kwargs))
     assert run_cli() == 0
-    assert asked == [{"seeds": ["0"], "iterations": cli.QUICK_ITERATIONS, "output": Path("runs/quick")}]
+    assert asked == [{"seeds": [0], "iterations": cli.QUICK_ITERATIONS, "output": Path("runs/quick")}]
 
 
 def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
@@ -204,17 +206,32 @@ def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
         (["--data", "cub"], "there is no data set 'cub'"),
         (["--iterations", "7"], "multiple of the 2"),
         (["--batch-size", "24"], "multiple of 16"),
-        (["--seeds", "one"], "one"),
+        (["--batch-size", "4096", "--methods", "triplet"], "at most 4 of each of the 20 classes"),
+        (["--methods", "triplet:samples_per_class=3"], "multiple of samples_per_class=3"),
+        (["--methods", "htl:samples_per_class=0"], "multiple of 0"),
+        (["--methods", "[/foo]"], "there is no method '[/foo]'"),
+        (["--device", "nonsense"], "there is no device 'nonsense' here"),
+        (["--output", "/dev/null"], "/dev/null"),
+        (["--seeds", "one"], "Invalid value for '--seeds'"),
+        (["--seeds"], "requires an argument"),
+        (["--epoch-iterations", "0"], "Invalid value for '--epoch-iterations'"),
     ]:
         assert run_cli("compare", *TINY, "--output", tmp_path / "x", *arguments) == 2
-        out = capsys.readouterr().out
-        assert message in out and "Traceback" not in out
+        out = "".join(capsys.readouterr())
+        assert message in " ".join(out.split()) and "Traceback" not in out
+    assert run_cli("table", tmp_path) == 2
+
+
+def test_what_is_named_twice_is_trained_once(tiny, tmp_path):
+    assert run_cli("compare", *TINY, "--methods", "triplet", "ntxent", "triplet", "--seeds", 0, 0, "--output", tmp_path) == 0
+    assert len(results.load(tmp_path / "results.json")["runs"]) == 2 * 2
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
 def test_committed_results_are_valid(path):
     document = results.load(path)
-    assert document["metadata"]["commit"] and "dirty" not in document["metadata"]["commit"]
+    for session in (document["metadata"], *document["metadata"]["sessions"]):
+        assert len(session["commit"]) == 40  # known, and without changes
     assert tables.markdown_table(document)
 
 
@@ -227,7 +244,7 @@ def test_htl_is_ahead_of_the_tuned_triplet_loss():
     document = results.load(COMMITTED[0].with_name("htl_vs_triplet.json"))
     summary = results.summarize(document).set_index("title")
     assert (summary.seeds == 3).all() and (summary.iterations == 300).all()
-    triplets = summary[summary.index.str.startswith("triplet")]
+    triplets = summary[summary.index.str.fullmatch("triplet(:margin=.*)?")]
     margins = {run["settings"]["margin"] for run in document["runs"] if run["method"] == "triplet"}
     assert margins == {0.05, 0.1, 0.2}
     chosen = triplets.validation.idxmax()
@@ -239,6 +256,9 @@ def test_broken_results_are_named():
     for change, message in [
         (lambda d: d.pop("runs"), "has metadata, runs and curves"),
         (lambda d: d["metadata"].pop("commit"), "lack commit"),
+        (lambda d: d.update(curves=[]), "curves should be a list that is not empty"),
+        (lambda d: d["runs"].append(7), r"should be an object, but it is 7"),
+        (lambda d: d["curves"][0].update(map_at_r=["high"]), r"0\.\.1"),
         (lambda d: d["runs"][0].pop("seed"), r"runs\[0\]: seed should be a int"),
         (lambda d: d["runs"][0].update(map_at_r=61.2), r"0\.\.1"),
         (lambda d: d["runs"][0].update(split="train"), "test or validation"),

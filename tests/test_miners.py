@@ -101,4 +101,9 @@ def test_refusals():
         DynamicMarginMiner(ClassTree(), beta=np.nan)
     with pytest.raises(ValueError, match="initial_margin"):
         DynamicMarginMiner(ClassTree(), initial_margin="0.2")
+    with pytest.raises(ValueError, match="beta"):
+        DynamicMarginMiner(ClassTree(), beta=True)
+    with pytest.raises(ValueError, match="ref_labels are required"):
+        DynamicMarginMiner(ClassTree())(torch.ones(2, 3), torch.tensor([1, 2]), torch.ones(2, 3))
+    assert DynamicMarginMiner(ClassTree(), beta=np.float32(0.5)).beta == 0.5
     assert DynamicMarginMiner(ClassTree()).distance.power == 2

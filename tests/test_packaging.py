@@ -35,11 +35,15 @@ def test_the_wheel_holds_the_package_only(wheel):
 
 def test_the_wheel_works_outside_the_repository(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    code = (
-        "import pml_htl, sys; assert pml_htl.__file__.startswith(sys.argv[1]), pml_htl.__file__; print(pml_htl.__version__)"
-    )
-    # -P: no path but the one given, so that neither the repository nor its tests are in the way.
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, sys.argv[1]); {code}", str(tmp_path)]
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import pml_htl
+assert pml_htl.__file__.startswith(sys.argv[1]), pml_htl.__file__
+pml_htl.HTL(range(9), num_anchors=1, neighborhood_size=2, samples_per_class=1)
+print(pml_htl.__version__)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == pml_htl.__version__

@@ -95,7 +95,8 @@ except ImportError as error:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings_run(module):
-    assert doctest.testmod(importlib.import_module(f"pml_htl.{module}")).failed == 0
+    outcome = doctest.testmod(importlib.import_module(f"pml_htl.{module}"))
+    assert outcome.failed == 0 and (outcome.attempted > 0 or module not in ("losses", "recipe"))
 
 
 @pytest.mark.parametrize("module", MODULES)

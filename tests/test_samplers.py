@@ -135,7 +135,7 @@ def test_set_epoch_repeats_an_epoch():
     for epoch, batches in epochs.items():
         sampler.set_epoch(epoch)
         assert list(sampler) == batches
-    assert epochs[0] != epochs[1] != epochs[2]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
 def test_neighbors_that_the_tree_does_not_keep_are_filled_up():
@@ -143,6 +143,24 @@ def test_neighbors_that_the_tree_does_not_keep_are_filled_up():
     sampler = make(tree, labels, anchors=2, size=6, samples=1, batches_per_epoch=10)
     for batch in sampler:
         assert sorted(np.asarray(labels)[batch].tolist()) == sampler.classes.tolist()
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_loaders_with_workers_give_the_same_batches(persistent):
+    tree, labels = fitted([5] * 10)
+    dataset = TensorDataset(torch.arange(len(labels)))
+
+    def epochs(num_workers, with_set_epoch):
+        sampler = make(tree, labels)
+        persistent_workers = persistent and num_workers > 0
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, persistent_workers=persistent_workers)
+        for epoch in range(3):
+            if with_set_epoch:
+                sampler.set_epoch(epoch)
+            yield [batch[0].tolist() for batch in loader]
+
+    for with_set_epoch in (False, True):
+        assert list(epochs(0, with_set_epoch)) == list(epochs(2, with_set_epoch))
 
 
 def test_it_is_a_batch_sampler_for_loaders():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pml_htl import ClassStatistics, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
-from pml_htl.linkage import restrict_linkage
+from pml_htl.linkage import cut_levels, restrict_linkage
 
 from . import oracle
 from .examples import KINDS, labelled_embeddings, make_embeddings
@@ -96,6 +96,8 @@ def test_scipy_linkage_is_scipys(data, linkage):
     reference = hierarchy.linkage(distances[np.triu_indices(len(distances), 1)], linkage)
     np.testing.assert_allclose(merges[:, 2], reference[:, 2], atol=1e-9)
     np.testing.assert_allclose(hierarchy.cophenet(merges), hierarchy.cophenet(reference), atol=1e-9)
+    if linkage == "single":  # the edges of the minimum spanning tree
+        np.testing.assert_allclose(distances[tuple(tree.merge_edges.T)], tree.merge_heights, atol=1e-9)
 
 
 @given(labelled_embeddings(kinds=["random", "tied"], max_classes=12), st.integers(0, 99))
@@ -112,6 +114,12 @@ def test_part_of_a_linkage_keeps_the_meeting_heights(example, seed):
     assert hierarchy.is_valid_linkage(part)
     expected = square[np.ix_(leaves, leaves)][np.triu_indices(len(leaves), 1)]
     np.testing.assert_allclose(hierarchy.cophenet(part), expected)
+
+
+def test_a_height_on_a_threshold_is_not_below_it():
+    edges, thresholds = np.array([[0, 1], [1, 2], [0, 3]]), np.array([0.5, 1.0, 2.0, 4.0])
+    nodes = cut_levels(edges, np.array([0.5, 1.5, 4.0]), thresholds)
+    assert nodes.T.tolist() == [[0, 1, 2, 3], [0, 0, 2, 3], [0, 0, 0, 3], [0, 0, 0, 0]]
 
 
 def test_lookups_broadcast_and_name_unknown_labels():
@@ -172,6 +180,16 @@ def test_a_failed_fit_leaves_the_tree_as_it_was(message):
     assert not unfitted.is_fitted
 
 
+def test_a_fit_that_fails_at_its_end_leaves_the_tree_as_it_was(monkeypatch):
+    embeddings, labels = make_embeddings("random", [3] * 5, 4, seed=0)
+    tree = fit(embeddings, labels)
+    before = copy.deepcopy(tree.state_dict())
+    monkeypatch.setattr("pml_htl.linkage.cut_levels", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        tree.fit_embeddings(torch.from_numpy(embeddings[::-1].copy()), labels)
+    assert all(torch.equal(before[name], value) for name, value in tree.state_dict().items())
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match="num_levels"):
         ClassTree(0)
@@ -218,6 +236,9 @@ def test_a_state_that_does_not_fit_changes_nothing():
         "points outside": changed(state, nodes=state["nodes"] + 8),
         "thresholds should be": changed(state, thresholds=state["thresholds"].float()),
         "not finite": changed(state, spreads=state["spreads"] * torch.nan),
+        "not a tensor of 2 dimensions": changed(state, nodes=None),
+        "not a tensor of 0 dimensions": changed(state, format_version=torch.ones(2)),
+        "not those of its merges": changed(state, thresholds=state["thresholds"].flip(0)),
         "shape": changed(state, spreads=state["spreads"][:-1]),
         "not sorted": changed(state, labels=state["labels"].flip(0)),
     }
@@ -238,7 +259,7 @@ def test_casts_leave_the_tree_as_it_is():
     embeddings, labels = make_embeddings("clustered", [3] * 8, 4, seed=0)
     loss = HierarchicalTripletLoss(DynamicMarginMiner(fit(embeddings, labels)))
     before = copy.deepcopy(loss.state_dict())
-    for cast in (loss.half, loss.double, loss.float, lambda: loss.to(torch.bfloat16)):
+    for cast in (loss.half, loss.double, loss.float, lambda: loss.to(torch.bfloat16), loss.share_memory):
         cast()
         for name, value in loss.state_dict().items():
             assert value.dtype == before[name].dtype and torch.equal(value, before[name])
