@@ -197,7 +197,14 @@ def test_the_quick_preset_is_the_default(monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "compare", lambda **kwargs: asked.append(kwargs))
     assert run_cli() == 0
-    assert asked == [{"seeds": [0], "iterations": cli.QUICK_ITERATIONS, "output": Path("runs/quick")}]
+    assert asked == [
+        {
+            "methods": [*METHODS, "htl:distance=plain"],
+            "seeds": [0],
+            "iterations": cli.QUICK_ITERATIONS,
+            "output": Path("runs/quick"),
+        }
+    ]
 
 
 def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
@@ -233,6 +240,15 @@ def test_committed_results_are_valid(path):
     for session in (document["metadata"], *document["metadata"]["sessions"]):
         assert len(session["commit"]) == 40  # known, and without changes
     assert tables.markdown_table(document)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"htl", "htl-margin"}))
+def test_default_settings_are_the_best_tried_on_the_validation_classes(name):
+    """At least four were tried for each; `htl` and `htl-margin` stay as the package has them."""
+    document = results.load(COMMITTED[0].with_name("settings.json"))
+    runs = [run for run in document["runs"] if run["method"] == name and run["split"] == "validation"]
+    assert len(runs) >= 4
+    assert max(runs, key=lambda run: run["map_at_r"])["settings"] == METHODS[name].defaults
 
 
 def test_the_quick_results_are_of_all_methods():
