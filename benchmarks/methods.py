@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pytorch_metric_learning import distances, losses, miners, samplers
 
 from pml_htl import HTL, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 
-Settings = dict[str, float | int | str]
+Settings = dict[str, Any]  # numbers and words
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def htl(task: Task, settings: Settings) -> HTL:
     )
 
 
-def margin_settings(settings: Settings) -> dict[str, object]:
+def margin_settings(settings: Settings) -> Settings:
     if "beta" not in settings:
         return {}
     margins = {name: settings[name] for name in ("num_levels", "beta", "initial_margin")}

@@ -76,8 +76,8 @@ class Results:
         }
         for split, accuracies in outcome.accuracies.items():
             self.runs.append({**shared, "split": split, "iterations": self.iterations, **accuracies, **seconds})
-        steps, accuracies = zip(*outcome.curve, strict=True)
-        self.document["curves"].append({**shared, "iterations": list(steps), "map_at_r": list(accuracies)})
+        curve = {"iterations": [step for step, _ in outcome.curve], "map_at_r": [value for _, value in outcome.curve]}
+        self.document["curves"].append({**shared, **curve})
         validate(self.document)
         save(self.document, self.path)
 

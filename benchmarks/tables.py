@@ -9,7 +9,7 @@ from rich.table import Table
 
 from .results import summarize
 
-COLUMNS = ("method", "MAP@R", "P@1", "R-Prec.", "val. MAP@R", "training", "refresh")
+COLUMNS = ("method", "MAP@R", "P@1", "R-Prec.", "val.", "training", "refresh")
 
 
 def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -39,7 +39,7 @@ def caption(document: dict[str, Any]) -> str:
     iterations = " or ".join(str(number) for number in sorted(summary.iterations.unique()))
     batch = document["metadata"]["plan"]["batch_size"]
     classes = f"{data['name']}, {data['test_classes']} unseen classes"
-    return f"{classes}, {iterations} iterations of batch {batch}, {seeds}; in per cent"
+    return f"{classes}, {iterations} iterations of batch {batch}, {seeds}; per cent; val.: MAP@R of the validation classes"
 
 
 def rich_table(document: dict[str, Any]) -> Table:

@@ -180,7 +180,7 @@ def make_optimizers(
     trunk: torch.nn.Module, embedder: torch.nn.Module, loss: torch.nn.Module, loss_lr: float | None
 ) -> dict[str, torch.optim.Optimizer]:
     """Adam for everything that learns; the parameters of a loss (proxies) have a learning rate of their own."""
-    optimizers = {
+    optimizers: dict[str, torch.optim.Optimizer] = {
         "trunk_optimizer": torch.optim.Adam(trunk.parameters(), LEARNING_RATE),
         "embedder_optimizer": torch.optim.Adam(embedder.parameters(), LEARNING_RATE),
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.trainers import MetricLossOnly
+from pytorch_metric_learning.trainers import MetricLossOnly, TrainWithClassifier
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import TensorDataset
@@ -219,6 +219,27 @@ def test_without_our_sampler_the_classes_are_those_of_the_data_set(dataset):
     trainer = make_trainer(htl, dataset, htl.refresh_hook(dataset, batch_size=20), sampler=sampler)
     trainer.train(num_epochs=2)
     assert htl.tree.labels.tolist() == dataset.tensors[1].unique().tolist()
+
+
+def test_with_a_classifier_beside_the_loss(dataset):
+    inputs, labels = dataset.tensors
+    dataset = TensorDataset(inputs, (labels + 7) // 3)
+    htl = make_htl(dataset)
+    models = {"trunk": make_model(), "embedder": torch.nn.Linear(16, 8), "classifier": torch.nn.Linear(8, NUM_CLASSES)}
+    trainer = TrainWithClassifier(
+        models,
+        {f"{name}_optimizer": torch.optim.SGD(model.parameters(), 0.05) for name, model in models.items()},
+        htl.batch_size,
+        {"metric_loss": htl.loss, "classifier_loss": torch.nn.CrossEntropyLoss()},
+        dataset,
+        sampler=htl.sampler,
+        iterations_per_epoch=6,
+        data_device=torch.device("cpu"),
+        dataloader_num_workers=0,
+        end_of_epoch_hook=htl.refresh_hook(dataset),
+    )
+    trainer.train(num_epochs=2)
+    assert htl.tree.is_fitted and models["classifier"].training
 
 
 def test_the_verdict_of_the_other_hook_is_passed_on(dataset):
