@@ -38,7 +38,7 @@ from .tables import markdown_table
 from .training import Plan
 
 QUICK_METHODS = [*METHODS, "htl:distance=plain"]  # the others' distances are plain, so HTL shows with plain ones too
-QUICK_ITERATIONS = 250  # all of them end within ten minutes on two cores
+QUICK_ITERATIONS = 200  # all of them end within ten minutes on two cores
 app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from .results import summarize
 
-COLUMNS = ("method", "MAP@R", "P@1", "R-Prec.", "val.", "training", "refresh")
+COLUMNS = ("method", "MAP@R", "P@1", "R-Prec.", "val.", "train", "refresh")
 
 
 def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
