@@ -31,7 +31,7 @@ def plot_curves(document: dict[str, Any], path: Path) -> None:
         pd.DataFrame({"title": title_of(curve), "iterations": curve["iterations"], "map_at_r": curve["map_at_r"]})
         for curve in document["curves"]
     )
-    figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9, 6), layout="constrained")
     curves = points.groupby(["title", "iterations"])["map_at_r"].agg(["mean", "min", "max"]).reset_index()
     final = curves.groupby("title")["mean"].last().sort_values(ascending=False)
     colors = plt.get_cmap("tab10" if len(final) <= 10 else "tab20")
@@ -44,7 +44,7 @@ def plot_curves(document: dict[str, Any], path: Path) -> None:
         )  # fmt: skip
         ax.fill_between(curve.iterations, curve["min"], curve["max"], color=colors(place), alpha=0.15, linewidth=0)
     ax.set(xlabel="iterations", ylabel="MAP@R on the validation classes", xlim=(0, None))
-    ax.legend(loc="lower right", frameon=False, title="best at the end first")
+    figure.legend(loc="outside right upper", frameon=False, title="best at the end first", alignment="left")
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=140)
