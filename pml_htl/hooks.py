@@ -111,9 +111,9 @@ class TreeRefresh:
         sampler = trainer.sampler
         known_labels = torch.from_numpy(sampler.classes) if isinstance(sampler, AnchorNeighborSampler) else None
         self._fit(list(trainer.models.values()), batches(), known_labels)
-        # The trainer's iterator holds batches of the old tree, ready made by its workers. An empty one in its place makes
-        # the trainer start anew when it wants the next batch, and frees those workers now.
-        trainer.dataloader_iter = iter(())
+        if hasattr(trainer, "dataloader"):
+            # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
+            trainer.dataloader_iter = _anew(trainer.dataloader)
 
     def _fit(self, models: list[torch.nn.Module], batches: Batches, known_labels: torch.Tensor | None) -> None:
         start = time.perf_counter()
@@ -143,6 +143,11 @@ class TreeRefresh:
             collate_fn=collate_fn,
             generator=torch.Generator(),
         )
+
+
+def _anew(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The batches of a loader from its beginning; its workers start with the first of them, not before."""
+    yield from loader
 
 
 @contextmanager

@@ -13,7 +13,8 @@ MAX_SQUARED_DISTANCE = 4.0  # of two points on the unit sphere
 
 def merge_thresholds(average_spread: float, num_levels: int) -> np.ndarray:
     """`d_l = d_0 + l (4 - d_0) / L` for l = 0..L: (L + 1,) squared distances, the first `d_0`, the last exactly 4."""
-    return np.linspace(average_spread, MAX_SQUARED_DISTANCE, num_levels + 1)
+    # A spread can be 4 and, by rounding, a little more; thresholds ascend all the same.
+    return np.linspace(min(average_spread, MAX_SQUARED_DISTANCE), MAX_SQUARED_DISTANCE, num_levels + 1)
 
 
 def merge_classes(squared_distances: np.ndarray, linkage: str) -> tuple[np.ndarray, np.ndarray]:

@@ -115,6 +115,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         }
 
     def get_default_reducer(self) -> AvgNonZeroReducer:
+        """That of PML's `TripletMarginLoss`."""
         return AvgNonZeroReducer()
 
     def _triplets(

@@ -68,6 +68,7 @@ class DynamicMarginMiner(BaseMiner):
         )
 
     def get_default_distance(self) -> LpDistance:
+        """Squared Euclidean distance of normalised embeddings."""
         return LpDistance(normalize_embeddings=True, p=2, power=2)
 
     @torch.no_grad()

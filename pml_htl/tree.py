@@ -177,6 +177,7 @@ class ClassTree(torch.nn.Module):
         return linkages.scipy_linkage(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
 
     def extra_repr(self) -> str:
+        """What `repr` shows, as in every torch module."""
         state = f"{len(self.labels)} classes" if self.is_fitted else "not fitted"
         return f"num_levels={self.num_levels}, linkage={self.linkage!r}, {state}"
 
@@ -227,12 +228,13 @@ class ClassTree(torch.nn.Module):
         """Checks everything before anything is written; what is wrong is reported the way `load_state_dict` does."""
         saved = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
         known = {prefix + name for name in (*_STATE, "format_version")}
-        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in known]
+        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in known]
         missing = [] if prefix + "format_version" in state_dict else ["format_version"]
         if saved:  # an unfitted tree saves its version alone
             missing += [name for name in _STATE if name not in saved]
-        if missing:
-            missing_keys += [prefix + name for name in missing]
+        missing_keys += [prefix + name for name in missing]
+        unexpected_keys += unexpected
+        if missing or (strict and unexpected):
             return
         problem = self._problem_with(state_dict[prefix + "format_version"], saved)
         if problem:

@@ -110,6 +110,5 @@ def test_everything_public_is_documented_and_typed(module):
             if not inspect.isfunction(member) or member.__name__.startswith("_"):
                 continue
             assert "return" in member.__annotations__, f"{member.__qualname__} has no return type"
-            inherited = member.__name__ in ("extra_repr", "get_default_distance", "get_default_reducer")
-            assert member.__doc__ or inherited, f"{member.__qualname__} has no docstring"
+            assert member.__doc__, f"{member.__qualname__} has no docstring"
         assert not inspect.isclass(thing) or thing.__name__.startswith("_") or thing.__doc__
