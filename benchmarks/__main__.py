@@ -51,6 +51,7 @@ console = Console()
 
 @app.callback(invoke_without_command=True)
 def quick(context: typer.Context) -> None:
+    """Without a command: the quick preset."""
     if context.invoked_subcommand is None:
         compare(methods=QUICK_METHODS, seeds=[0], iterations=QUICK_ITERATIONS, output=Path("runs/quick"))
 

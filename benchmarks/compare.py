@@ -54,7 +54,8 @@ def train_missing(
             folder = results.path.parent / "runs" / f"{contender.title}-seed{seed}".replace(":", "_")
             outcome = train(contender, seed, plan, data, folder, advance)
             results.add(contender, seed, outcome)
-            if contender.method.name == "htl" and outcome.tree is not None and outcome.tree.is_fitted:
-                plot_class_tree(outcome.tree, data, results.path.parent / "class_tree.png")
+            picture = results.path.parent / "class_tree.png"
+            if contender.method.name == "htl" and outcome.tree.is_fitted and not picture.exists():
+                plot_class_tree(outcome.tree, data, title, picture)
             progress.remove_task(single)
             progress.console.print(f"{title}: test MAP@R {outcome.accuracies['test']['map_at_r']:.1%}")

@@ -51,7 +51,7 @@ def plot_curves(document: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
-def plot_class_tree(tree: ClassTree, data: Splits, path: Path) -> None:
+def plot_class_tree(tree: ClassTree, data: Splits, model: str, path: Path) -> None:
     """A legible part of a trained tree: some classes spread over it and their nearest, with their first images as leaves."""
     tree = copy.deepcopy(tree).cpu()
     spread = torch.linspace(0, len(tree.labels) - 1, DENDROGRAM_ANCHORS).long()
@@ -64,6 +64,6 @@ def plot_class_tree(tree: ClassTree, data: Splits, path: Path) -> None:
         return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
     ax = plot_tree(tree, labels, image=image)
-    ax.set_title("Where classes of the trained HTL model meet", loc="left")
+    ax.set_title(f"Where classes meet in the trained model of {model}", loc="left")
     ax.figure.savefig(path, dpi=140)
     plt.close(ax.figure)

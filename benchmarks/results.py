@@ -175,12 +175,13 @@ def summarize(document: dict[str, Any]) -> pd.DataFrame:
     """
     runs = pd.DataFrame(document["runs"])
     runs["title"] = [title_of(run) for run in document["runs"]]
-    by_split = {split: part.groupby(["title", "iterations"], sort=False) for split, part in runs.groupby("split")}
+    by_split = {split: part.groupby("title", sort=False) for split, part in runs.groupby("split")}
     test = by_split["test"]
     summary = test[[*METRICS.values(), "train_seconds", "refresh_seconds"]].mean()
     summary.insert(0, "seeds", test.size())
-    summary.insert(1, "validation", by_split["validation"]["map_at_r"].mean())
-    summary.insert(3, "map_at_r_std", test["map_at_r"].std())
+    summary.insert(1, "iterations", test["iterations"].first())  # the same for all runs of a file
+    summary.insert(2, "validation", by_split["validation"]["map_at_r"].mean())
+    summary.insert(4, "map_at_r_std", test["map_at_r"].std())
     return summary.reset_index().sort_values("map_at_r", ascending=False, ignore_index=True)
 
 

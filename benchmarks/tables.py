@@ -36,10 +36,10 @@ def caption(document: dict[str, Any]) -> str:
     """What the numbers are of."""
     summary, data = summarize(document), document["metadata"]["data"]
     seeds = f"mean ± standard deviation of {summary.seeds.max()} seeds" if summary.seeds.max() > 1 else "one seed"
-    iterations = " or ".join(str(number) for number in sorted(summary.iterations.unique()))
     batch = document["metadata"]["plan"]["batch_size"]
+    training = f"{summary.iterations[0]} iterations of batch {batch}, {seeds}"
     classes = f"{data['name']}, {data['test_classes']} unseen classes"
-    return f"{classes}, {iterations} iterations of batch {batch}, {seeds}; per cent; val.: MAP@R of the validation classes"
+    return f"{classes}, {training}; per cent; val.: MAP@R of the validation classes"
 
 
 def rich_table(document: dict[str, Any]) -> Table:

@@ -121,12 +121,12 @@ class TreeRefresh:
         with _eval_mode(models), torch.no_grad():
             for embeddings, labels in batches:
                 labels = label_tensor(labels)
-                if known_labels is not None:
-                    _check_known(labels, known_labels)
                 if statistics is None:
                     statistics = ClassStatistics(labels if known_labels is None else known_labels, embeddings.shape[-1])
                 if known_labels is None:
                     statistics.add_classes(labels)
+                else:
+                    _check_known(labels, known_labels)
                 statistics.update(embeddings, labels)
         if statistics is None:
             raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
