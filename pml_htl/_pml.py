@@ -4,19 +4,35 @@ What it uses without importing: attributes of a trainer, in `hooks.py`. PML is n
 """
 
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import BaseMetricLossFunction
+from pytorch_metric_learning.losses import BaseMetricLossFunction, CrossBatchMemory, SelfSupervisedLoss
 from pytorch_metric_learning.miners import BaseMiner
-from pytorch_metric_learning.reducers import AvgNonZeroReducer
+from pytorch_metric_learning.reducers import (
+    AvgNonZeroReducer,
+    BaseReducer,
+    ClassWeightedReducer,
+    MeanReducer,
+    MultipleReducers,
+    SumReducer,
+    ThresholdReducer,
+)
 from pytorch_metric_learning.utils.common_functions import process_label, to_device
-from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_triplets, get_matches_and_diffs
+from pytorch_metric_learning.utils.loss_and_miner_utils import get_matches_and_diffs, get_random_triplet_indices
 
 __all__ = [
     "AvgNonZeroReducer",
     "BaseMetricLossFunction",
     "BaseMiner",
+    "BaseReducer",
+    "ClassWeightedReducer",
+    "CrossBatchMemory",
     "LpDistance",
-    "convert_to_triplets",
+    "MeanReducer",
+    "MultipleReducers",
+    "SelfSupervisedLoss",
+    "SumReducer",
+    "ThresholdReducer",
     "get_matches_and_diffs",
+    "get_random_triplet_indices",
     "process_label",
     "to_device",
 ]

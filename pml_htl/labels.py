@@ -42,11 +42,14 @@ def label_tensor(labels: Labels, device: torch.device | str | None = None) -> to
 def positions(labels: torch.Tensor, classes: torch.Tensor, owner: str) -> torch.Tensor:
     """The position of each label in the sorted `classes` (C,); any shape, O(log C) each.
 
-    Raises a `ValueError` that names labels which are not among the classes; `owner` says whose classes they are.
+    Raises a `ValueError` that names labels which are not among the classes; `owner` says whose classes they are. Labels on
+    an accelerator are not waited for: there an unknown one is a device-side assertion, which comes later and names none.
     """
     found = torch.searchsorted(classes, labels.contiguous()).clamp_(max=len(classes) - 1)
     unknown = classes[found] != labels
-    if unknown.any():
+    if labels.device.type not in ("cpu", "mps"):  # MPS has no such assertion
+        torch._assert_async(~unknown.any(), f"a label is not among the {len(classes)} classes of {owner}")
+    elif unknown.any():
         raise ValueError(
             f"{name_some(labels[unknown])} not among the {len(classes)} classes of {owner} "
             f"(smallest {classes[0].item()}, largest {classes[-1].item()}); "

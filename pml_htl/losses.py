@@ -1,22 +1,28 @@
-"""Hierarchical Triplet Loss (method, section 4)."""
+"""Hierarchical Triplet Loss (method, section 4), and those of PML's wrappers that name the losses they take."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, convert_to_triplets
-from .hinge import Triplets, all_triplets
-from .miners import DynamicMarginMiner, check_distance
+from . import _pml
+from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, SumReducer, get_random_triplet_indices
+from .inputs import full_precision, prepare_inputs
+from .miners import MINED_BY, DynamicMarginMiner, check_distance
+from .reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
+from .triplets import Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
+from .warn import IdleWatch
 
 
 class HierarchicalTripletLoss(BaseMetricLossFunction):
     """Triplet loss with the dynamic margin of a class tree.
 
     The loss of a triplet is `max(0, d(a,p) - d(a,n) + alpha(y_a, y_n))`, with the miner's margins. It takes the place of
-    PML's `TripletMarginLoss`, and while the tree is not fitted (or with any constant margin) it is exactly that loss with
-    the same distance. Source: HTL (Ge et al., ECCV 2018), section 3.3; everything else as `TripletMarginLoss`.
+    PML's `TripletMarginLoss`, and while the tree is not fitted (or with any constant margin) it is that loss with the same
+    distance. Source: HTL (Ge et al., ECCV 2018), section 3.3; everything else as `TripletMarginLoss`.
 
     Requirements: labels, in every call, since margins belong to class pairs; batches with several samples per class.
     Recommendations: batches of an `AnchorNeighborSampler` with the same tree, and a `TreeRefresh` every epoch.
@@ -33,14 +39,21 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             paper's average over all triplets is `MeanReducer`), `embedding_regularizer`, `embedding_reg_weight`,
             `collect_stats`.
 
-    Recorded, beside what PML's classes record: `margin`, the mean over the triplets of the last batch.
-
     Call it with PML's `(embeddings, labels, indices_tuple, ref_emb, ref_labels)`. A batch without any triplet gives a zero
-    loss that still backpropagates.
+    loss that still backpropagates. Embeddings in half precision are raised to float32, with autocast off; so is the loss.
+
+    All triplets, and those of a pair tuple, are not listed where PML's own mean, sum, non-zero average, threshold or
+    class-weighted reducer follows: memory is then O(B R) for R reference samples. Swap, smooth_loss, other reducers, mined
+    triplets and random ones take the list of triplets, as in PML, but never more than that.
+
+    Recorded, beside what PML's classes record: `margin`, the mean over the triplets of the last batch; with `collect_stats`
+    also `min_margin`, `max_margin`, and `active_share`, the share of triplets with a loss above zero. The tree records
+    itself. A warning comes once if no triplet has been active for 100 batches, and once if a miner of `type_of_triplets`
+    "all" has chosen the triplets that make up this loss anyway.
 
     Raises:
         ValueError: a distance that is not the miner's; when called, missing labels, `swap` with `ref_emb`, or a label that
-            the fitted tree does not know.
+            the fitted tree does not know (a device-side assertion for labels on a GPU; labels on the host are named).
         TypeError: `miner` is no DynamicMarginMiner.
 
     Example:
@@ -79,6 +92,31 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         self.triplets_per_anchor = triplets_per_anchor
         self.margin: float | torch.Tensor = miner.initial_margin
         self.add_to_recordable_attributes(name="margin", is_stat=False)
+        self.add_to_recordable_attributes(list_of_names=["min_margin", "max_margin", "active_share"], is_stat=True)
+        self._watch = IdleWatch()
+        self._has_warned_of_miner = False
+        self._known_nodes: torch.Tensor | None = None  # of the tree, in the last batch
+        self._reduced: tuple[HingeLosses, Reduction] | None = None  # only during a call
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        indices_tuple: tuple[torch.Tensor, ...] | None = None,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The reduced loss; arguments as in PML: (B, D), (B,), a tuple of 3 or 4 index tensors, (R, D), (R,)."""
+        inputs = prepare_inputs(self.miner.tree, embeddings, labels, ref_emb, ref_labels)
+        embeddings, labels, ref_emb, ref_labels = inputs
+        try:
+            with full_precision(embeddings.device):
+                loss = super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            if self._reduced is not None:
+                fill_stats(reducer_of_triplets(self.reducer), *self._reduced)
+        finally:
+            self._reduced = None
+        return loss
 
     def compute_loss(
         self,
@@ -88,7 +126,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         ref_emb: torch.Tensor,
         ref_labels: torch.Tensor | None,
     ) -> dict[str, dict[str, Any]]:
-        """PML's loss dictionary: one loss per triplet and the triplets' indices."""
+        """PML's loss dictionary: the reduced loss where sums are enough for the reducer, else one loss per triplet."""
         if labels is None or ref_labels is None:
             missing = "labels" if labels is None else "ref_labels"
             raise ValueError(f"{missing} are required, also with indices_tuple: the margins belong to class pairs")
@@ -97,6 +135,50 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
                 "swap=True does not work with ref_emb: it compares positives with negatives, and both are in ref_emb; "
                 "use swap=False"
             )
+        if indices_tuple is not None:
+            self._warn_of_redundant_miner(indices_tuple)
+        if self._needs_list(indices_tuple):
+            return self._listed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self._summed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+
+    def get_default_reducer(self) -> AvgNonZeroReducer:
+        """That of PML's `TripletMarginLoss`."""
+        return AvgNonZeroReducer()
+
+    def _needs_list(self, indices_tuple: tuple[torch.Tensor, ...] | None) -> bool:
+        every_pair = self.triplets_per_anchor == "all" if indices_tuple is None else len(indices_tuple) == 4
+        return not every_pair or self.swap or self.smooth_loss or not can_reduce(reducer_of_triplets(self.reducer))
+
+    def _summed(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: tuple[torch.Tensor, ...] | None,
+        ref_emb: torch.Tensor,
+        ref_labels: torch.Tensor,
+    ) -> dict[str, dict[str, Any]]:
+        if indices_tuple is None:
+            pairs = pairs_of_labels(labels, ref_labels)
+        else:
+            pairs = pairs_of_tuple(indices_tuple, len(labels), len(ref_labels))
+        distances = self.distance(embeddings, ref_emb)
+        margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)
+        losses = HingeLosses(distances, margins, pairs, labels)
+        reduction = reduce_losses(reducer_of_triplets(self.reducer), losses)
+        self._reduced = losses, reduction
+        self._record(losses.mean_margin(), losses.margin_range, losses.active_share, reduction.num_active)
+        # Zero, unless an embedding is NaN: none of its triplets is above anything, and that must not look like success.
+        value = reduction.value + (embeddings.detach() * 0).sum()
+        return {"loss": {"losses": value, "indices": None, "reduction_type": "already_reduced"}}
+
+    def _listed(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: tuple[torch.Tensor, ...] | None,
+        ref_emb: torch.Tensor,
+        ref_labels: torch.Tensor,
+    ) -> dict[str, dict[str, Any]]:
         anchors, positives, negatives = self._triplets(labels, indices_tuple, ref_labels)
         if len(anchors) == 0:
             return self.zero_losses()
@@ -104,23 +186,81 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         to_positive, to_negative = distances[anchors, positives], distances[anchors, negatives]
         if self.swap:
             to_negative = self.distance.smallest_dist(to_negative, distances[positives, negatives])
-        margins = self.miner.margins(labels.unsqueeze(1), ref_labels.unsqueeze(0)).to(distances.dtype)  # (B, R)
-        margins = margins[anchors, negatives]
-        if self.miner.tree.is_fitted:
-            self.margin = margins.mean()  # stays on its device: whoever records it waits for it
+        margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)[anchors, negatives]
         violation = self.distance.margin(to_positive, to_negative) + margins
         losses = torch.nn.functional.softplus(violation) if self.smooth_loss else torch.nn.functional.relu(violation)
+        active = violation.detach() > 0
+        self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: active.double().mean(), active.sum())
         return {
             "loss": {"losses": losses, "indices": (anchors, positives, negatives), "reduction_type": "triplet"},
         }
-
-    def get_default_reducer(self) -> AvgNonZeroReducer:
-        """That of PML's `TripletMarginLoss`."""
-        return AvgNonZeroReducer()
 
     def _triplets(
         self, labels: torch.Tensor, indices_tuple: tuple[torch.Tensor, ...] | None, ref_labels: torch.Tensor
     ) -> Triplets:
         if indices_tuple is None and self.triplets_per_anchor == "all":
-            return all_triplets(labels, ref_labels)  # without PML's B x B x B mask
-        return convert_to_triplets(indices_tuple, labels, ref_labels, t_per_anchor=self.triplets_per_anchor)
+            return all_triplets(labels, ref_labels)
+        if indices_tuple is None:
+            return get_random_triplet_indices(labels, ref_labels, t_per_anchor=self.triplets_per_anchor)
+        return triplets_of_tuple(indices_tuple) if len(indices_tuple) == 4 else indices_tuple
+
+    def _record(
+        self,
+        mean_margin: torch.Tensor,
+        margin_range: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+        active_share: Callable[[], torch.Tensor],
+        num_active: torch.Tensor,
+    ) -> None:
+        nodes = self.miner.tree.nodes
+        if nodes is not None:  # the mean stays on its device: whoever records it waits for it; NaN is of no triplets
+            self.margin = torch.where(mean_margin.isnan(), self.margin, mean_margin)
+        if self.collect_stats:
+            self.min_margin, self.max_margin = (float(limit) for limit in margin_range())
+            self.active_share = float(active_share())
+        # A refresh has made everyone wait anyway, so after it the watch may look at the device.
+        self._watch.note(num_active, look=nodes is not self._known_nodes)
+        self._known_nodes = nodes
+
+    def _warn_of_redundant_miner(self, indices_tuple: tuple[torch.Tensor, ...]) -> None:
+        miner = getattr(indices_tuple[0], MINED_BY, None)
+        if self._has_warned_of_miner or miner is None or miner.type_of_triplets != "all" or self.swap or self.smooth_loss:
+            return
+        sums_active_ones = type(reducer_of_triplets(self.reducer)) in (AvgNonZeroReducer, SumReducer)
+        if sums_active_ones and miner.has_margins_of(self.miner):
+            self._has_warned_of_miner = True
+            warnings.warn(
+                'the tuple miner with type_of_triplets="all" costs time for nothing: this loss counts the triplets that '
+                'violate their margins anyway, and only those; leave the miner out, or mine "semihard" or "hard" ones',
+                stacklevel=2,
+            )
+
+
+class CrossBatchMemory(_pml.CrossBatchMemory):
+    """PML's `CrossBatchMemory` that takes a `HierarchicalTripletLoss` as well; nothing else is changed.
+
+    Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020. PML's own class names the losses that it
+    takes. The loss joins the memory's pairs in O(B R) for a memory of R, see `HierarchicalTripletLoss`.
+    """
+
+    @staticmethod
+    def supported_losses() -> list[str]:
+        """The names of the losses that it takes."""
+        return [*_pml.CrossBatchMemory.supported_losses(), HierarchicalTripletLoss.__name__]
+
+
+class SelfSupervisedLoss(_pml.SelfSupervisedLoss):
+    """PML's `SelfSupervisedLoss`, which refuses a `HierarchicalTripletLoss`, and here says why.
+
+    Raises:
+        ValueError: given a `HierarchicalTripletLoss`.
+    """
+
+    @classmethod
+    def check_loss_support(cls, loss_name: str) -> None:
+        """Raises unless the loss of this name is supported."""
+        if loss_name == HierarchicalTripletLoss.__name__:
+            raise ValueError(
+                "SelfSupervisedLoss makes up the labels 0 .. B-1, and the class tree would take them for classes of the "
+                "data set; HierarchicalTripletLoss needs real labels, so call it with (embeddings, labels) instead"
+            )
+        super().check_loss_support(loss_name)

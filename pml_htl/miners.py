@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from ._pml import BaseMiner, LpDistance
-from .hinge import Triplets, margin_for_class_pairs, pair_masks, triplets_where
+from .hinge import margin_for_class_pairs
+from .inputs import full_precision, prepare_inputs
 from .labels import Labels, label_tensor
 from .tree import ClassTree
+from .triplets import Triplets, pairs_of_labels, triplets_where
 
+MINED_BY = "mined_by"  # what the tensor of anchors is marked with, for the loss to see
 TYPES_OF_TRIPLETS = ("all", "hard", "semihard", "easy")
 
 
@@ -89,15 +92,44 @@ class DynamicMarginMiner(BaseMiner):
         spreads = self.tree.class_spreads(anchor_labels)
         return margin_for_class_pairs(thresholds, spreads, self.beta, self.distance.power)
 
+    @torch.no_grad()
+    def margin_matrix(self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """`margins` of labels (B,) and ref_labels (R,): (B, R) of `dtype`."""
+        if labels.device.type != "cpu":  # the number of distinct labels is not known there without waiting
+            return self.margins(labels.unsqueeze(1), ref_labels).to(dtype)
+        classes, rows = labels.unique(return_inverse=True)
+        ref_classes, columns = ref_labels.unique(return_inverse=True)
+        return self.margins(classes.unsqueeze(1), ref_classes).to(dtype)[:, columns][rows]
+
+    def has_margins_of(self, other: DynamicMarginMiner) -> bool:
+        """Whether both give every pair of classes the same margin."""
+        mine, others = ((m.tree, m.beta, m.initial_margin, m.distance.power) for m in (self, other))
+        return mine[0] is others[0] and mine[1:] == others[1:]
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        ref_emb: torch.Tensor | None = None,
+        ref_labels: torch.Tensor | None = None,
+    ) -> Triplets:
+        """The mined triplets; arguments as in PML: (B, D), (B,), (R, D), (R,)."""
+        inputs = prepare_inputs(self.tree, embeddings, labels, ref_emb, ref_labels)
+        with full_precision(embeddings.device):
+            found = super().forward(*inputs)
+        setattr(found[0], MINED_BY, self)
+        return found
+
     def mine(
         self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
     ) -> Triplets:
         """The triplets of `type_of_triplets`, int64 indices into `embeddings` and twice into `ref_emb`."""
         if ref_labels is None:
             raise ValueError("ref_labels are required with ref_emb: the margins belong to class pairs")
-        matches, differs = pair_masks(labels, ref_labels)
+        pairs = pairs_of_labels(labels, ref_labels)
+        matches, differs = pairs.positives, pairs.negatives
         distances = self.distance(embeddings, ref_emb)
-        margins = self.margins(labels.unsqueeze(1), ref_labels.unsqueeze(0)).to(distances.dtype)
+        margins = self.margin_matrix(labels, ref_labels, distances.dtype)
         self._set_stats(distances, matches, differs)
 
         def negatives(anchors: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import UserDict
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,11 @@ _STATE_DIMENSIONS = {
     "nearest_classes": 2,
 }
 _STATE = tuple(_STATE_DIMENSIONS)
+COLLAPSED_SPREAD = 1e-4
+
+
+class _Unrecorded(UserDict):
+    """A mapping that is no dict. PML's hook container records whatever dicts it finds in a loss, tables and all."""
 
 
 class ClassTree(torch.nn.Module):
@@ -51,8 +58,12 @@ class ClassTree(torch.nn.Module):
         nearest_classes: (C, min(max_neighbors, C - 1)) int64, positions of the nearest other classes, nearest first.
 
     The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all. `.to(device)`
-    moves it; `.half()`, `.double()` and the like leave its types as they are. Memory is O(C (L + max_neighbors)); fitting
-    takes a C x C matrix for the linkage.
+    moves it; `.half()`, `.double()` and the like leave its types as they are. Look-ups for labels on another device use a
+    copy there, made once per fit. Memory is O(C (L + max_neighbors)); fitting takes a C x C matrix for the linkage.
+
+    Recorded by PML's hook container, 0 until there is something to tell: `d_0`, `nodes_at_level_0` .. `nodes_at_level_L`,
+    and `refresh_seconds`, the duration of the last `TreeRefresh`. A fit warns, once, if the samples of each class have all
+    but become one point (`d_0` below 1e-4).
 
     Raises:
         ValueError: `num_levels` or `max_neighbors` below 1, or an unknown linkage.
@@ -78,6 +89,11 @@ class ClassTree(torch.nn.Module):
         self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
         for name in _STATE:
             self.register_buffer(name, None)
+        self._buffers = _Unrecorded(self._buffers)
+        self._copies = _Unrecorded()  # (name, device): the state where look-ups have needed it
+        self._has_warned = False
+        self.refresh_seconds = 0.0
+        self._note_for_records()
 
     @property
     def is_fitted(self) -> bool:
@@ -115,6 +131,7 @@ class ClassTree(torch.nn.Module):
                 "nearest_classes": nearest,
             }
         )
+        self._warn_of_collapse()
         return self
 
     def fit_embeddings(self, embeddings: torch.Tensor, labels: Labels) -> ClassTree:
@@ -136,8 +153,8 @@ class ClassTree(torch.nn.Module):
         """
         a_nodes, b_nodes = self._nodes_of(a), self._nodes_of(b)
         # Classes that have met stay together, so the number of levels at which they differ is the level where they meet.
-        levels = torch.zeros(torch.broadcast_shapes(a_nodes.shape[:-1], b_nodes.shape[:-1]), dtype=torch.int64)
-        levels = levels.to(a_nodes.device)
+        shape = torch.broadcast_shapes(a_nodes.shape[:-1], b_nodes.shape[:-1])
+        levels = torch.zeros(shape, dtype=torch.int64, device=a_nodes.device)
         for level in range(self.num_levels):
             levels += a_nodes[..., level] != b_nodes[..., level]
         return levels
@@ -171,6 +188,11 @@ class ClassTree(torch.nn.Module):
             )
         return self._on(found.device, "labels")[nearest[found, :k]]
 
+    def check_labels(self, labels: Labels) -> None:
+        """Raises a `ValueError` that names labels which a fitted tree does not know."""
+        if self.is_fitted:
+            self._positions(labels)
+
     def to_scipy_linkage(self) -> np.ndarray:
         """The merges as scipy's linkage matrix (C - 1, 4); leaves are class positions, heights squared distances."""
         self._require_fitted()
@@ -188,7 +210,13 @@ class ClassTree(torch.nn.Module):
             raise ValueError("the class tree is not fitted yet: call fit or fit_embeddings, or refresh it by TreeRefresh")
 
     def _on(self, device: torch.device, name: str) -> torch.Tensor:
-        return getattr(self, name).to(device)
+        """A part of the state on a device, copied there once."""
+        value = self._buffers[name]
+        if value.device == device:
+            return value
+        if (name, device) not in self._copies:
+            self._copies[name, device] = value.to(device)
+        return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
         self._require_fitted()
@@ -206,6 +234,28 @@ class ClassTree(torch.nn.Module):
         """Takes over a whole state; nothing here can fail half-way."""
         device = self.format_version.device
         self._buffers.update({name: None if value is None else value.detach().to(device) for name, value in state.items()})
+        self._copies.clear()
+        self._note_for_records()
+
+    def _note_for_records(self) -> None:
+        """Plain numbers, always there: the records need as many of each, before and after the first fit."""
+        self.d_0 = float(self.average_spread) if self.is_fitted else 0.0
+        counts = [0] * (self.num_levels + 1)
+        if self.is_fitted:  # a node bears the name of one of its classes
+            own_name = torch.arange(len(self.nodes), device=self.nodes.device).unsqueeze(1)
+            counts = (self.nodes == own_name).sum(dim=0).tolist()
+        for level, count in enumerate(counts):
+            setattr(self, f"nodes_at_level_{level}", count)
+        self._record_these = ["d_0", "refresh_seconds", *(f"nodes_at_level_{level}" for level in range(len(counts)))]
+
+    def _warn_of_collapse(self) -> None:
+        if self.d_0 < COLLAPSED_SPREAD and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the embeddings have collapsed: the average squared distance within a class is {self.d_0:.2g} (at most 4). "
+                "Lower the learning rate, train longer with the constant margin (warmup_epochs), or stop earlier",
+                stacklevel=4,  # past `fit` and its no_grad
+            )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
         # Follow a change of device, but of no type: half-precision thresholds or float labels would make another tree.
@@ -213,6 +263,7 @@ class ClassTree(torch.nn.Module):
             if buffer is not None:
                 moved = fn(buffer)
                 self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+        self._copies.clear()
         return self
 
     def _load_from_state_dict(
@@ -234,7 +285,8 @@ class ClassTree(torch.nn.Module):
             missing += [name for name in _STATE if name not in saved]
         missing_keys += [prefix + name for name in missing]
         unexpected_keys += unexpected
-        if missing or (strict and unexpected):
+        # The lists also hold what modules before this one found wrong: loading will fail, so nothing is written.
+        if missing or (strict and (missing_keys or unexpected_keys or error_msgs)):
             return
         problem = self._problem_with(state_dict[prefix + "format_version"], saved)
         if problem:

@@ -1,0 +1,133 @@
+"""What PML's reducers make of the losses of all triplets, from sums per anchor instead of a list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ._pml import (
+    AvgNonZeroReducer,
+    BaseReducer,
+    ClassWeightedReducer,
+    MeanReducer,
+    MultipleReducers,
+    SumReducer,
+    ThresholdReducer,
+)
+from .hinge import hinge_sums
+from .triplets import Pairs
+
+
+@dataclass(frozen=True)
+class HingeLosses:
+    """The losses of all triplets of a batch, not listed: `max(0, d(a,p) - d(a,n) + alpha(a,n))`.
+
+    distances, margins: (B, R). pairs: the triplets. labels: (B,) of the anchors.
+    """
+
+    distances: torch.Tensor
+    margins: torch.Tensor
+    pairs: Pairs
+    labels: torch.Tensor
+
+    def sums(self, floor: float = 0.0, ceiling: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each anchor's losses above `floor` (at least 0) and below `ceiling`: their sum and their number, (B,)."""
+        return hinge_sums(self.distances, self.margins, self.pairs, floor, ceiling)
+
+    @torch.no_grad()
+    def mean_margin(self) -> torch.Tensor:
+        """The mean margin of all triplets, a scalar; NaN without any."""
+        of_negatives = (self.margins * self.pairs.negatives).sum(dim=1)
+        return (of_negatives * self.pairs.positives.sum(dim=1)).sum() / self.pairs.num_triplets()
+
+    def margin_range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The smallest and the largest margin of a triplet, scalars; zeros without any."""
+        there = (self.pairs.negatives > 0) & (self.pairs.positives > 0).any(dim=1, keepdim=True)
+        margins = self.margins[there]
+        return torch.aminmax(margins) if len(margins) else (margins.sum(), margins.sum())
+
+    def active_share(self) -> torch.Tensor:
+        """The share of triplets with a loss above zero, a float64 scalar; zero without any."""
+        return self.count().double() / self.pairs.num_triplets().clamp(min=1)
+
+    @torch.no_grad()
+    def count(self, floor: float = 0.0) -> torch.Tensor:
+        """How many are above `floor` (at least 0), an int64 scalar."""
+        return self.sums(floor)[1].sum()
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A reduced loss (a scalar that backpropagates), how many losses it was made of, and how many above zero (scalars)."""
+
+    value: torch.Tensor
+    num_counted: torch.Tensor
+    num_active: torch.Tensor
+
+
+def reducer_of_triplets(reducer: BaseReducer) -> BaseReducer:
+    """The reducer that gets the triplets' losses: with a regularizer PML has one for each part of the loss."""
+    if type(reducer) is MultipleReducers:
+        return reducer.reducers["loss"] if "loss" in reducer.reducers else reducer.default_reducer
+    return reducer
+
+
+def can_reduce(reducer: BaseReducer) -> bool:
+    """Whether sums are enough for it. Only for PML's own classes: a subclass may do anything with the losses."""
+    return type(reducer) in _REDUCTIONS
+
+
+def reduce_losses(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
+    """What `reducer`, one that `can_reduce`, would make of the list of all losses."""
+    return _REDUCTIONS[type(reducer)](reducer, losses)
+
+
+def fill_stats(reducer: BaseReducer, losses: HingeLosses, reduction: Reduction) -> None:
+    """Records on the reducer what it records itself when it gets a list; to be called after the reducer."""
+    if not reducer.collect_stats:
+        return
+    num_losses = int(losses.pairs.num_triplets())
+    reducer.losses_size = num_losses or 1  # the zero that stands for no losses counts as one
+    if isinstance(reducer, ThresholdReducer) and num_losses:
+        reducer.num_past_filter = int(reduction.num_counted)
+        if reducer.low is not None:
+            reducer.num_above_low = num_losses if reducer.low < 0 else int(losses.count(reducer.low))
+        if reducer.high is not None:
+            reducer.num_above_high = reducer.num_past_filter  # PML's name for those below it
+
+
+def _sum(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
+    sums, counts = losses.sums()
+    return Reduction(sums.sum(), losses.pairs.num_triplets(), counts.sum())
+
+
+def _mean(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
+    total = _sum(reducer, losses)
+    return replace(total, value=total.value / total.num_counted.clamp(min=1))
+
+
+def _class_weighted(reducer: ClassWeightedReducer, losses: HingeLosses) -> Reduction:
+    sums, counts = losses.sums()
+    weights = reducer.weights.to(sums)[losses.labels]
+    num_triplets = losses.pairs.num_triplets()
+    return Reduction((sums * weights).sum() / num_triplets.clamp(min=1), num_triplets, counts.sum())
+
+
+def _threshold(reducer: ThresholdReducer, losses: HingeLosses) -> Reduction:
+    low, high = reducer.low, reducer.high
+    sums, counts = losses.sums(0.0 if low is None else max(0.0, low), high)
+    num_active = num_counted = counts.sum()
+    if (low is None or low < 0) and (high is None or high > 0):  # then the losses of zero count as well
+        num_counted = num_active + losses.pairs.num_triplets() - losses.count()
+    return Reduction(sums.sum() / num_counted.clamp(min=1), num_counted, num_active)
+
+
+_REDUCTIONS: dict[type, Callable[..., Reduction]] = {
+    AvgNonZeroReducer: _threshold,
+    ClassWeightedReducer: _class_weighted,
+    MeanReducer: _mean,
+    SumReducer: _sum,
+    ThresholdReducer: _threshold,
+}

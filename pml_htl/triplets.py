@@ -1,0 +1,95 @@
+"""Which pairs and triplets of a batch there are: by the labels, or by an `indices_tuple` of PML.
+
+An anchor's triplets are all its positives with all its negatives. So two B x R matrices say it all, and a list of triplets
+is made only for what needs each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+from ._pml import get_matches_and_diffs
+
+Triplets: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+PairTuple: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Pairs(NamedTuple):
+    """Which pairs stand in triplets: each positive pair of an anchor with each negative pair of the same anchor.
+
+    positives, negatives: (B, R) bool, or int64 where pairs count more than once.
+    most_positives: of one anchor; None if that is not known without waiting for the device.
+    """
+
+    positives: torch.Tensor
+    negatives: torch.Tensor
+    most_positives: int | None
+
+    def num_triplets(self) -> torch.Tensor:
+        """How many there are, an int64 scalar."""
+        return (self.positives.sum(dim=1) * self.negatives.sum(dim=1)).sum()
+
+
+def pairs_of_labels(labels: torch.Tensor, ref_labels: torch.Tensor) -> Pairs:
+    """All pairs of a batch; a sample is no positive of itself (`ref_labels is labels`)."""
+    matches, differs = get_matches_and_diffs(labels, ref_labels)
+    matches = matches.bool()
+    return Pairs(matches, differs.bool(), _most(matches))
+
+
+def pairs_of_tuple(indices_tuple: PairTuple, num_anchors: int, num_refs: int) -> Pairs:
+    """The pairs of a tuple (anchors, positives, anchors, negatives), each as often as it is there."""
+    a1, positives, a2, negatives = indices_tuple
+    matrices = (_count_pairs(*pairs, num_anchors, num_refs) for pairs in ((a1, positives), (a2, negatives)))
+    positive_counts, negative_counts = matrices
+    return Pairs(positive_counts, negative_counts, _most(positive_counts))
+
+
+def all_triplets(labels: torch.Tensor, ref_labels: torch.Tensor) -> Triplets:
+    """Every (anchor, positive, negative), int64, in the order of PML's `get_all_triplets_indices`."""
+    pairs = pairs_of_labels(labels, ref_labels)
+    return triplets_where(pairs.positives, lambda anchors, _: pairs.negatives[anchors])
+
+
+def triplets_of_tuple(indices_tuple: PairTuple) -> Triplets:
+    """The triplets of a pair tuple in the order of PML's `convert_to_triplets`, in the memory that they take."""
+    a1, positives, a2, negatives = indices_tuple
+    num_anchors = int(max(a1.max(), a2.max())) + 1 if len(a1) and len(a2) else 0
+    by_anchor = a2.argsort(stable=True)
+    num_negatives = torch.bincount(a2, minlength=num_anchors)
+    first = num_negatives.cumsum(0) - num_negatives  # of each anchor, in `by_anchor`
+    repeats = num_negatives[a1] if num_anchors else torch.zeros_like(a1)
+    pair = torch.repeat_interleave(repeats)
+    place = torch.arange(len(pair), device=pair.device) - (repeats.cumsum(0) - repeats)[pair]
+    return a1[pair], positives[pair], negatives[by_anchor[first[a1[pair]] + place]]
+
+
+def triplets_where(matches: torch.Tensor, negatives: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Triplets:
+    """The triplets of the positive pairs in `matches` (B, R), in the order anchor, positive, negative.
+
+    `negatives(anchors, positives)` says for P pairs which of the R samples are their negatives: (P, R) bool. It is asked
+    for B pairs at a time, so that memory stays at B x R and what is returned.
+    """
+    pairs = torch.where(matches)
+    found = []
+    for anchors, positives in zip(*(index.split(max(1, len(matches))) for index in pairs), strict=True):
+        pair, negative = torch.where(negatives(anchors, positives))
+        found.append((anchors[pair], positives[pair], negative))
+    anchor, positive, negative = (torch.cat(indices) for indices in zip(*found, strict=True))
+    return anchor, positive, negative
+
+
+def _most(positives: torch.Tensor) -> int | None:
+    """The largest number of positives of an anchor, where looking is free."""
+    if positives.device.type != "cpu":
+        return None
+    return int((positives > 0).sum(dim=1).max()) if positives.numel() else 0
+
+
+def _count_pairs(anchors: torch.Tensor, others: torch.Tensor, num_anchors: int, num_refs: int) -> torch.Tensor:
+    """(B, R) how often each pair is there: bool if at most once, else int64."""
+    counts = torch.bincount(anchors * num_refs + others, minlength=num_anchors * num_refs).view(num_anchors, num_refs)
+    return counts.bool() if counts.numel() == 0 or counts.max() <= 1 else counts

@@ -1,0 +1,36 @@
+"""Warnings for what trains in vain, each given once."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+PATIENCE = 100
+
+
+class IdleWatch:
+    """Warns when no triplet has been active for 100 batches in a row.
+
+    It counts on the device, and reads the count where that is free, on the CPU, or when it is told that now is the time.
+    """
+
+    def __init__(self) -> None:
+        self._num_batches = 0
+        self._num_idle: torch.Tensor | int = 0  # of the latest batches
+        self._has_warned = False
+
+    def note(self, num_active: torch.Tensor, look: bool) -> None:
+        """Takes note of a batch with so many active triplets (a scalar)."""
+        if self._has_warned:
+            return
+        self._num_batches += 1
+        self._num_idle = torch.where(num_active > 0, 0, self._num_idle + 1)
+        may_look = look or num_active.device.type == "cpu"
+        if self._num_batches >= PATIENCE and may_look and int(self._num_idle) >= PATIENCE:
+            self._has_warned = True
+            warnings.warn(
+                f"no triplet has violated its margin in the last {int(self._num_idle)} batches, so there was nothing to "
+                "learn from them: the training is done, or beta (initial_margin before the first refresh) is too small",
+                stacklevel=2,
+            )
