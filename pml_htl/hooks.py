@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ._pml import process_label, to_device
-from .labels import Labels, integer_at_least, label_tensor, name_some
+from ._pml import to_device
+from .embedding import Batches, collect_statistics, make_loader, subset_per_class
+from .labels import Labels, integer_at_least, label_tensor
 from .samplers import AnchorNeighborSampler
 from .statistics import ClassStatistics
+from .trainers import compare_labels, embed_batches, labels_of_samples, part_of_embedding
 from .tree import ClassTree
-
-Batches = Iterator[tuple[torch.Tensor, Labels]]  # embeddings (B, D) and labels (B,)
 
 
 class TreeRefresh:
     """Fits the tree to the current embeddings of the training set; an `end_of_epoch_hook` of PML's trainers.
 
-    These are the trainers whose batches are (data, labels): `MetricLossOnly`, `TrainWithClassifier`.
-
     Each refresh is one pass over `dataset` in eval mode without gradients, batch by batch into the class statistics, so
-    that memory is O(C D). Afterwards every module is in the mode it was in, and the trainer's next batch is drawn from
-    the new tree. If anything fails the error goes on to the caller and the old tree stays.
+    that memory is O(C D). Afterwards every module is in the mode it was in, all random states are what they were, and the
+    trainer's next batch is drawn from the new tree. If anything fails the error goes on to the caller and the old tree
+    stays.
+
+    It embeds and labels samples the way the trainer does (collate function, getter, label mapping, hierarchy level). With
+    `TwoStreamMetricLoss` both streams count; with `CascadedEmbeddings` the tree is that of the slice which its loss sees.
+    The first refresh compares the labels of sampler, tree, trainer and data set.
 
     Args:
         tree: the tree that sampler and loss share.
@@ -34,17 +37,26 @@ class TreeRefresh:
         warmup_epochs: train this many epochs with the constant initial margin before the first refresh; with 0 there is
             one before the first batch too, by `before_training`.
         every_n_epochs: how many epochs from one refresh to the next.
+        every_n_iterations: instead, how many iterations from one to the next, also within an epoch; the trainer needs
+            `end_of_iteration_hook=refresh.end_of_iteration_hook` too then.
+        samples_per_class: embed at most so many samples of each class, others each time; default all.
+        labels: (N,) of `dataset`, by which these are chosen; default those of the trainer's `AnchorNeighborSampler`.
+        seed: of that choice.
         batch_size, num_workers: of the pass over `dataset`; `num_workers=None` takes the trainer's number.
+        tensorboard_writer: a `SummaryWriter` that gets a picture of each new tree, as "class_tree". Needs matplotlib.
         then: another end-of-epoch hook to call after each epoch, such as the one that PML's `HookContainer` makes (which
             so saves the new tree). What it returns is passed on: `False` ends the training.
+        then_each_iteration: another end-of-iteration hook, which `end_of_iteration_hook` calls after each iteration.
 
     Attributes:
         num_refreshes, seconds: how many there have been, and how long all of them took.
 
     Raises:
-        ValueError: while refreshing, whatever `ClassStatistics.update` and `ClassTree.fit` raise, or labels of the data
-            set that are not those of the trainer's `AnchorNeighborSampler`.
-        TypeError: `tree` is no ClassTree, or `then` cannot be called.
+        ValueError: while refreshing, whatever `ClassStatistics.update` and `ClassTree.fit` raise; labels of data set,
+            trainer, sampler and tree that differ; losses of several slices with one tree; `samples_per_class` without
+            labels.
+        TypeError: `tree` is no ClassTree, or a hook cannot be called.
+        ImportError: `tensorboard_writer` without matplotlib.
     """
 
     def __init__(
@@ -54,95 +66,149 @@ class TreeRefresh:
         *,
         warmup_epochs: int = 1,
         every_n_epochs: int = 1,
+        every_n_iterations: int | None = None,
+        samples_per_class: int | None = None,
+        labels: Labels | None = None,
+        seed: int = 0,
         batch_size: int = 256,
         num_workers: int | None = None,
+        tensorboard_writer: Any = None,
         then: Callable[[Any], Any] | None = None,
+        then_each_iteration: Callable[[Any], Any] | None = None,
     ) -> None:
         if not isinstance(tree, ClassTree):
             raise TypeError(f"tree must be a ClassTree, but it is a {type(tree).__name__}")
-        if then is not None and not callable(then):
-            raise TypeError(f"then must be a hook to call with the trainer, but it is {then!r}")
+        for name, hook in (("then", then), ("then_each_iteration", then_each_iteration)):
+            if hook is not None and not callable(hook):
+                raise TypeError(f"{name} must be a hook to call with the trainer, but it is {hook!r}")
+        if every_n_iterations is not None and every_n_epochs != 1:
+            raise ValueError("give every_n_epochs or every_n_iterations, not both")
         self.tree = tree
         self.dataset = dataset
         self.warmup_epochs = integer_at_least(0, "warmup_epochs", warmup_epochs)
         self.every_n_epochs = integer_at_least(1, "every_n_epochs", every_n_epochs)
+        self.every_n_iterations = _optional_integer(1, "every_n_iterations", every_n_iterations)
+        self.samples_per_class = _optional_integer(2, "samples_per_class", samples_per_class)  # one has no spread
+        self.labels = None if labels is None else label_tensor(labels, "cpu").numpy().copy()
+        self.seed = integer_at_least(0, "seed", seed)
         self.batch_size = integer_at_least(1, "batch_size", batch_size)
-        self.num_workers = None if num_workers is None else integer_at_least(0, "num_workers", num_workers)
+        self.num_workers = _optional_integer(0, "num_workers", num_workers)
+        self.tensorboard_writer = tensorboard_writer
+        if tensorboard_writer is not None:
+            from . import plots
+
+            plots.require_matplotlib()
         self.then = then
+        self.then_each_iteration = then_each_iteration
         self.num_refreshes = 0
         self.seconds = 0.0
+        self._iterations_seen = False
 
     def __call__(self, trainer: Any) -> Any:
         """After an epoch of a PML trainer: refreshes if it is time to, then calls `then` and returns its verdict."""
+        if self.every_n_iterations is not None and not self._iterations_seen:
+            raise ValueError(
+                "every_n_iterations needs the trainer's iterations: "
+                "give the trainer end_of_iteration_hook=refresh.end_of_iteration_hook as well"
+            )
         epochs_after_warmup = trainer.epoch - self.warmup_epochs
-        if epochs_after_warmup >= 0 and epochs_after_warmup % self.every_n_epochs == 0:
+        if self.every_n_iterations is None and epochs_after_warmup >= 0 and epochs_after_warmup % self.every_n_epochs == 0:
             self._refresh_in(trainer)
         return None if self.then is None else self.then(trainer)
+
+    def end_of_iteration_hook(self, trainer: Any) -> None:
+        """After an iteration of a PML trainer: refreshes if `every_n_iterations` says so, then `then_each_iteration`."""
+        self._iterations_seen = True
+        if self.every_n_iterations is not None:
+            iterations_done = trainer.get_global_iteration() + 1  # PML counts from 0
+            after_warmup = iterations_done - self.warmup_epochs * trainer.iterations_per_epoch
+            if after_warmup >= 0 and after_warmup % self.every_n_iterations == 0:
+                self._refresh_in(trainer)
+        if self.then_each_iteration is not None:
+            self.then_each_iteration(trainer)
 
     def before_training(self, trainer: Any) -> None:
         """Before `trainer.train()`: refreshes if `warmup_epochs` is 0, for a network that is already trained."""
         if self.warmup_epochs == 0:
             self._refresh_in(trainer)
 
-    def refresh(self, model: torch.nn.Module, *, device: torch.device | str | None = None) -> None:
-        """The same in a plain training loop, for a data set that gives pairs (input, label).
+    def refresh(
+        self,
+        model: torch.nn.Module,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        data_and_label_getter: Callable[[Any], tuple[Any, Labels]] | None = None,
+        collate_fn: Callable[..., Any] | None = None,
+    ) -> None:
+        """The same in a plain training loop.
 
         Args:
             model: from a batch of inputs to embeddings (B, D).
             device: where inputs go; default, where the model's parameters are.
+            dtype: what inputs are cast to, as a trainer's `dtype`; default, they are left as they are.
+            data_and_label_getter: from a batch to (inputs, labels); default, a batch is such a pair.
+            collate_fn: of the loader.
         """
         if device is None:
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        loader = self._loader(self.num_workers or 0, collate_fn, known_labels=None)
 
-        def batches() -> Batches:
-            for inputs, labels in self._loader(self.num_workers or 0):
-                yield model(to_device(inputs, device=device)), labels
+        def batches() -> Iterator[tuple[torch.Tensor, Labels]]:
+            for batch in loader:
+                inputs, labels = batch if data_and_label_getter is None else data_and_label_getter(batch)
+                yield model(to_device(inputs, device=device, dtype=dtype)), labels
 
-        self._fit([model], batches(), known_labels=None)
+        self._fit([model], batches(), check=lambda statistics: None, step=self.num_refreshes)
 
     def _refresh_in(self, trainer: Any) -> None:
-        def batches() -> Batches:
-            num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
-            for batch in self._loader(num_workers, trainer.collate_fn):
-                data, labels = trainer.data_and_label_getter(batch)
-                labels = process_label(labels, trainer.label_hierarchy_level, trainer.label_mapper)
-                yield trainer.compute_embeddings(data), labels
+        is_first = self.num_refreshes == 0
+        samples = labels_of_samples(trainer) if is_first else None
+
+        def check(statistics: ClassStatistics) -> None:
+            compare_labels(statistics.labels.cpu(), trainer, samples, self.tree if is_first else None)
 
         sampler = trainer.sampler
-        known_labels = torch.from_numpy(sampler.classes) if isinstance(sampler, AnchorNeighborSampler) else None
-        self._fit(list(trainer.models.values()), batches(), known_labels)
+        labels = sampler.labels if isinstance(sampler, AnchorNeighborSampler) else None
+        num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
+        loader = self._loader(num_workers, trainer.collate_fn, labels)
+        batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
+        step = trainer.get_global_iteration() + 1 if hasattr(trainer, "iteration") else 0
+        self._fit(list(trainer.models.values()), batches, check, step)
         if hasattr(trainer, "dataloader"):
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
             trainer.dataloader_iter = _anew(trainer.dataloader)
 
-    def _fit(self, models: list[torch.nn.Module], batches: Batches, known_labels: torch.Tensor | None) -> None:
+    def _fit(
+        self, models: list[torch.nn.Module], batches: Batches, check: Callable[[ClassStatistics], None], step: int
+    ) -> None:
         start = time.perf_counter()
-        statistics = None
-        with _eval_mode(models), torch.no_grad():
-            for embeddings, labels in batches:
-                labels = label_tensor(labels)
-                if statistics is None:
-                    statistics = ClassStatistics(labels if known_labels is None else known_labels, embeddings.shape[-1])
-                if known_labels is None:
-                    statistics.add_classes(labels)
-                else:
-                    _check_known(labels, known_labels)
-                statistics.update(embeddings, labels)
-        if statistics is None:
-            raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
+        statistics = collect_statistics(models, batches)
+        check(statistics)
         self.tree.fit(statistics)
+        self.tree.refresh_seconds = time.perf_counter() - start
+        self.seconds += self.tree.refresh_seconds
         self.num_refreshes += 1
-        self.seconds += time.perf_counter() - start
+        if self.tensorboard_writer is not None:
+            from . import plots
 
-    def _loader(self, num_workers: int, collate_fn: Callable[..., Any] | None = None) -> DataLoader[Any]:
-        # A generator of its own, so that a refresh draws nothing from the global one that the training draws from.
-        return DataLoader(
-            self.dataset,
-            batch_size=self.batch_size,
-            num_workers=num_workers,
-            collate_fn=collate_fn,
-            generator=torch.Generator(),
-        )
+            plots.add_to_tensorboard(self.tree, self.tensorboard_writer, step)
+
+    def _loader(
+        self, num_workers: int, collate_fn: Callable[..., Any] | None, known_labels: np.ndarray | None
+    ) -> DataLoader[Any]:
+        dataset = self.dataset
+        if self.samples_per_class is not None:
+            labels = known_labels if self.labels is None else self.labels
+            if labels is None or len(labels) != len(dataset):
+                given = "none were given" if labels is None else f"there are {len(labels)}"
+                raise ValueError(
+                    f"samples_per_class needs the labels of the {len(dataset)} samples of the data set, but {given}; "
+                    "see the argument labels"
+                )
+            generator = np.random.default_rng([self.seed, self.num_refreshes])
+            dataset = subset_per_class(dataset, labels, self.samples_per_class, generator)
+        return make_loader(dataset, self.batch_size, num_workers, collate_fn)
 
 
 def _anew(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -150,24 +216,5 @@ def _anew(loader: DataLoader[Any]) -> Iterator[Any]:
     yield from loader
 
 
-@contextmanager
-def _eval_mode(models: list[torch.nn.Module]) -> Iterator[None]:
-    """All modules in eval mode; afterwards each is as it was, also those that were frozen one by one."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _check_known(labels: torch.Tensor, known_labels: torch.Tensor) -> None:
-    unknown = labels[~torch.isin(labels.cpu(), known_labels)]
-    if len(unknown):
-        raise ValueError(
-            f"{name_some(unknown)} of the refresh's data set (after the trainer's label mapping and hierarchy level) not "
-            f"among the {len(known_labels)} classes of the AnchorNeighborSampler; give the sampler the labels as the "
-            "trainer maps them"
-        )
+def _optional_integer(minimum: int, name: str, value: Any) -> int | None:
+    return None if value is None else integer_at_least(minimum, name, value)

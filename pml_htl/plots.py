@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.cluster.hierarchy as hierarchy
+import torch
 
 from .labels import Labels, label_tensor, positions
 from .linkage import restrict_linkage
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_LEGIBLE = 80
+NUM_IN_TENSORBOARD = 60
 
 
 def plot_tree(
@@ -43,11 +45,9 @@ def plot_tree(
         ImportError: matplotlib is not installed.
         ValueError: a tree that is not fitted, labels that it does not know, fewer than two, or too many to be read.
     """
-    try:
-        import matplotlib.pyplot as plt
-        from matplotlib.offsetbox import AnnotationBbox, OffsetImage
-    except ImportError as error:
-        raise ImportError("plot_tree needs matplotlib: pip install matplotlib") from error
+    require_matplotlib()
+    import matplotlib.pyplot as plt
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     merges = tree.to_scipy_linkage()
     known = tree.labels.cpu()
@@ -76,6 +76,31 @@ def plot_tree(
     ax.set_ylabel("squared distance")
     ax.spines[["top", "right", "bottom"]].set_visible(False)
     return ax
+
+
+def add_to_tensorboard(tree: ClassTree, writer: Any, step: int) -> None:
+    """Adds a picture of the tree to a TensorBoard `SummaryWriter`, as "class_tree".
+
+    A large tree is drawn by 60 classes at even steps through its labels, always the same ones.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    labels, num_drawn = tree.labels.cpu(), min(len(tree.labels), NUM_IN_TENSORBOARD)
+    figure = Figure(figsize=(max(6.0, 0.28 * num_drawn), 4.5), layout="constrained")
+    drawn = labels[torch.linspace(0, len(labels) - 1, num_drawn).round().long()]
+    ax = plot_tree(tree, drawn, ax=figure.subplots())
+    shown = f"{num_drawn} of {len(labels)}" if num_drawn < len(labels) else f"all {num_drawn}"
+    ax.set_title(f"{shown} classes, average spread {tree.d_0:.3f}, step {step}")
+    writer.add_figure("class_tree", figure, step)
+
+
+def require_matplotlib() -> None:
+    """Raises an `ImportError` that says how to install matplotlib, unless it is there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError("a picture of a tree needs matplotlib: pip install matplotlib") from error
 
 
 def _draw_thresholds(ax: Axes, thresholds: np.ndarray) -> None:

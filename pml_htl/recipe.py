@@ -77,5 +77,5 @@ class HTL:
         self.batch_size = self.sampler.batch_size
 
     def refresh_hook(self, dataset: Dataset[Any], then: Callable[[Any], Any] | None = None, **kwargs: Any) -> TreeRefresh:
-        """The hook that keeps the tree current; `kwargs` go to `TreeRefresh`."""
-        return TreeRefresh(self.tree, dataset, then=then, **kwargs)
+        """The hook that keeps the tree current; `kwargs` go to `TreeRefresh`, which gets the labels given here."""
+        return TreeRefresh(self.tree, dataset, then=then, **{"labels": self.sampler.labels, **kwargs})

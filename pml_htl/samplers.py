@@ -159,7 +159,7 @@ class AnchorNeighborSampler(BatchSampler):
             return None
         if self._known_neighbors is None or self._known_neighbors[0] is not nearest:
             self._check_tree()
-            self._known_neighbors = nearest, nearest.cpu().numpy()
+            self._known_neighbors = nearest, nearest.cpu().numpy().copy()  # see _sample_labels
         return self._known_neighbors[1]
 
     def _check_tree(self) -> None:
@@ -183,7 +183,8 @@ class AnchorNeighborSampler(BatchSampler):
 
 
 def _sample_labels(labels: Labels) -> np.ndarray:
-    array = label_tensor(labels).cpu().numpy()
+    # A copy: a tensor that is sent to another process moves to shared memory, and leaves views of it pointing nowhere.
+    array = label_tensor(labels).cpu().numpy().copy()
     if array.ndim != 1:
         raise ValueError(f"labels must be of shape (N,), one per sample, but they are {array.shape}")
     if len(array) == 0:

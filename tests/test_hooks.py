@@ -5,51 +5,18 @@ import pandas
 import pytest
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.trainers import MetricLossOnly, TrainWithClassifier
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import TensorDataset
 
-from pml_htl import HTL, ClassTree, TreeRefresh
+from pml_htl import ClassTree, TreeRefresh
 
-NUM_CLASSES, PER_CLASS, INPUTS = 24, 6, 10
+from .training import NUM_CLASSES, PER_CLASS, make_dataset, make_htl, make_trainer
 
 
 @pytest.fixture
 def dataset():
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(NUM_CLASSES).repeat_interleave(PER_CLASS) * 3 - 7
-    centres = torch.randn(NUM_CLASSES, INPUTS, generator=generator)
-    inputs = centres.repeat_interleave(PER_CLASS, dim=0) + 0.3 * torch.randn(len(labels), INPUTS, generator=generator)
-    return TensorDataset(inputs, labels)
-
-
-def make_htl(dataset, **kwargs):
-    arguments = {"num_anchors": 3, "neighborhood_size": 3, "samples_per_class": 2, "seed": 0, **kwargs}
-    return HTL(dataset.tensors[1], **arguments)
-
-
-def make_model(seed=0):
-    torch.manual_seed(seed)
-    return torch.nn.Sequential(torch.nn.Linear(INPUTS, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.2))
-
-
-def make_trainer(htl, dataset, hook=None, lr=0.05, **kwargs):
-    models = {"trunk": make_model(), "embedder": torch.nn.Linear(16, 8)}
-    arguments = {
-        "models": models,
-        "optimizers": {f"{name}_optimizer": torch.optim.SGD(model.parameters(), lr) for name, model in models.items()},
-        "batch_size": htl.batch_size,
-        "loss_funcs": {"metric_loss": htl.loss},
-        "dataset": dataset,
-        "sampler": htl.sampler,
-        "iterations_per_epoch": 6,
-        "data_device": torch.device("cpu"),
-        "dataloader_num_workers": 0,
-        "end_of_epoch_hook": hook,
-        **kwargs,
-    }
-    return MetricLossOnly(**arguments)
+    return make_dataset()
 
 
 def comes_from(tree, classes):
@@ -80,7 +47,7 @@ def record_batches(trainer):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_after_a_refresh_come_from_the_new_tree(dataset, workers):
     """Workers have batches of the old tree ready when the refresh comes; none of them may be trained on."""
-    htl = make_htl(dataset)
+    htl = make_htl(dataset.tensors[1])
     trees = {}
 
     def scramble(trainer):  # the next refresh sees a network that has changed beyond recognition
@@ -116,14 +83,14 @@ def refreshed_epochs(htl, dataset, num_epochs, **kwargs):
 
 
 def test_warmup_and_interval(dataset):
-    assert refreshed_epochs(make_htl(dataset), dataset, 3) == [1, 2, 3]
-    assert refreshed_epochs(make_htl(dataset), dataset, 6, warmup_epochs=2, every_n_epochs=3) == [2, 5]
-    assert refreshed_epochs(make_htl(dataset), dataset, 2, warmup_epochs=3) == []
+    assert refreshed_epochs(make_htl(dataset.tensors[1]), dataset, 3) == [1, 2, 3]
+    assert refreshed_epochs(make_htl(dataset.tensors[1]), dataset, 6, warmup_epochs=2, every_n_epochs=3) == [2, 5]
+    assert refreshed_epochs(make_htl(dataset.tensors[1]), dataset, 2, warmup_epochs=3) == []
 
 
 def test_before_training(dataset):
     for warmup_epochs in (0, 1):
-        htl = make_htl(dataset)
+        htl = make_htl(dataset.tensors[1])
         hook = htl.refresh_hook(dataset, warmup_epochs=warmup_epochs)
         trainer = make_trainer(htl, dataset, hook)
         hook.before_training(trainer)
@@ -136,7 +103,7 @@ def test_before_training(dataset):
 
 
 def test_the_tree_is_that_of_the_embeddings(dataset):
-    htl = make_htl(dataset)
+    htl = make_htl(dataset.tensors[1])
     hook = htl.refresh_hook(dataset, batch_size=17)
     trainer = make_trainer(htl, dataset, hook)
     trainer.train(num_epochs=1)
@@ -152,7 +119,7 @@ def test_the_tree_is_that_of_the_embeddings(dataset):
 
 
 def test_modes_and_random_numbers_are_as_before(dataset):
-    htl = make_htl(dataset)
+    htl = make_htl(dataset.tensors[1])
     trainer = make_trainer(htl, dataset, htl.refresh_hook(dataset))
     trainer.epoch, trunk = 1, trainer.models["trunk"]
     trunk.train()
@@ -177,7 +144,7 @@ class Broken(TensorDataset):
 
 
 def test_a_failed_refresh_leaves_the_old_tree_and_modes(dataset):
-    htl = make_htl(dataset)
+    htl = make_htl(dataset.tensors[1])
     trainer = make_trainer(htl, dataset, htl.refresh_hook(dataset))
     trainer.train(num_epochs=1)
     before = copy.deepcopy(htl.tree.state_dict())
@@ -189,62 +156,24 @@ def test_a_failed_refresh_leaves_the_old_tree_and_modes(dataset):
         htl.refresh_hook(nan)(trainer)
     with pytest.raises(ValueError, match="empty"):
         htl.refresh_hook(TensorDataset(*(tensor[:0] for tensor in dataset.tensors)))(trainer)
-    with pytest.raises(ValueError, match="no samples of label 62"):
+    with pytest.raises(ValueError, match="the data set lacks label 62"):
         htl.refresh_hook(TensorDataset(*(tensor[:-PER_CLASS] for tensor in dataset.tensors)))(trainer)
     assert all(torch.equal(before[name], value) for name, value in htl.tree.state_dict().items())
     assert all(module.training for model in trainer.models.values() for module in model.modules())
 
 
-def test_labels_go_through_the_trainers_mapping(dataset):
-    inputs, labels = dataset.tensors
-    mapped = {"set_min_label_to_zero": True, "dataset_labels": labels.tolist()}
-    htl = HTL((labels + 7) // 3, num_anchors=3, neighborhood_size=3, samples_per_class=2, seed=0)
-    make_trainer(htl, dataset, htl.refresh_hook(dataset), **mapped).train(num_epochs=2)
-    assert htl.tree.labels.tolist() == list(range(NUM_CLASSES))
-
-    raw = make_htl(dataset)  # its sampler knows the raw labels, the trainer maps them
-    with pytest.raises(ValueError, match=r"not among the 24 classes of the AnchorNeighborSampler.*as the trainer maps"):
-        make_trainer(raw, dataset, raw.refresh_hook(dataset), **mapped).train(num_epochs=1)
-
-    levels = TensorDataset(inputs, torch.stack([torch.zeros_like(labels), labels], dim=1))
-    htl = make_htl(dataset)
-    make_trainer(htl, levels, htl.refresh_hook(levels), label_hierarchy_level=1).train(num_epochs=2)
-    assert htl.tree.labels.tolist() == labels.unique().tolist()
-
-
 def test_without_our_sampler_the_classes_are_those_of_the_data_set(dataset):
     from pytorch_metric_learning.samplers import MPerClassSampler
 
-    htl = make_htl(dataset)
+    htl = make_htl(dataset.tensors[1])
     sampler = MPerClassSampler(dataset.tensors[1], 2, htl.batch_size, 18 * 20)
     trainer = make_trainer(htl, dataset, htl.refresh_hook(dataset, batch_size=20), sampler=sampler)
     trainer.train(num_epochs=2)
     assert htl.tree.labels.tolist() == dataset.tensors[1].unique().tolist()
 
 
-def test_with_a_classifier_beside_the_loss(dataset):
-    inputs, labels = dataset.tensors
-    dataset = TensorDataset(inputs, (labels + 7) // 3)
-    htl = make_htl(dataset)
-    models = {"trunk": make_model(), "embedder": torch.nn.Linear(16, 8), "classifier": torch.nn.Linear(8, NUM_CLASSES)}
-    trainer = TrainWithClassifier(
-        models,
-        {f"{name}_optimizer": torch.optim.SGD(model.parameters(), 0.05) for name, model in models.items()},
-        htl.batch_size,
-        {"metric_loss": htl.loss, "classifier_loss": torch.nn.CrossEntropyLoss()},
-        dataset,
-        sampler=htl.sampler,
-        iterations_per_epoch=6,
-        data_device=torch.device("cpu"),
-        dataloader_num_workers=0,
-        end_of_epoch_hook=htl.refresh_hook(dataset),
-    )
-    trainer.train(num_epochs=2)
-    assert htl.tree.is_fitted and models["classifier"].training
-
-
 def test_the_verdict_of_the_other_hook_is_passed_on(dataset):
-    htl = make_htl(dataset)
+    htl = make_htl(dataset.tensors[1])
     hook = htl.refresh_hook(dataset, then=lambda trainer: trainer.epoch < 2)
     trainer = make_trainer(htl, dataset, hook)
     trainer.train(num_epochs=5)
@@ -267,7 +196,7 @@ def test_bad_arguments(dataset):
 def train_with_records(dataset, folder, num_epochs=3):
     """HTL with PML's hook container, record-keeper and tester."""
     np.random.seed(0)
-    htl = make_htl(dataset, collect_stats=True)
+    htl = make_htl(dataset.tensors[1], collect_stats=True)
     record_keeper, _, _ = get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
     container = get_hook_container(record_keeper, log_freq=2)
     tester = GlobalEmbeddingSpaceTester(
@@ -289,7 +218,7 @@ def train_with_records(dataset, folder, num_epochs=3):
 
 def test_the_hook_container_saves_the_new_tree_and_loads_it_again(dataset, tmp_path):
     htl, trainer, container, _ = train_with_records(dataset, tmp_path)
-    fresh = make_htl(dataset)
+    fresh = make_htl(dataset.tensors[1])
     other = make_trainer(fresh, dataset)
     assert container.load_latest_saved_models(other, str(tmp_path / "models"), torch.device("cpu")) == 4
     assert fresh.tree.is_fitted

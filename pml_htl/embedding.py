@@ -1,0 +1,86 @@
+"""One pass of a network over a data set, into class statistics, that leaves no trace: no gradient, mode or random state."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from .labels import Labels, label_tensor
+from .statistics import ClassStatistics
+
+Batches: TypeAlias = Iterable[tuple[torch.Tensor, Labels]]  # embeddings (B, D) and labels (B,)
+
+
+def collect_statistics(models: list[torch.nn.Module], batches: Batches) -> ClassStatistics:
+    """The class statistics of embeddings that `models` make while `batches` is iterated; O(C D) memory.
+
+    Raises:
+        ValueError: no batches, labels that are not one per sample, and whatever `ClassStatistics.update` raises.
+        TypeError: labels that are not integers.
+    """
+    statistics = None
+    with _eval_mode(models), kept_random_states(), torch.no_grad():
+        for embeddings, labels in batches:
+            labels = label_tensor(labels)
+            if labels.ndim != 1:
+                raise ValueError(
+                    f"the labels of a batch are of shape {tuple(labels.shape)}, but a class tree has one label per sample: "
+                    "give the trainer a single label_hierarchy_level"
+                )
+            if statistics is None:
+                statistics = ClassStatistics(labels, embeddings.shape[-1])
+            statistics.add_classes(labels).update(embeddings, labels)
+    if statistics is None:
+        raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
+    return statistics
+
+
+def make_loader(
+    dataset: Dataset[Any], batch_size: int, num_workers: int, collate_fn: Callable[..., Any] | None
+) -> DataLoader[Any]:
+    """A loader that draws nothing from the global random generator, from which the training draws."""
+    return DataLoader(
+        dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn, generator=torch.Generator()
+    )
+
+
+def subset_per_class(
+    dataset: Dataset[Any], labels: np.ndarray, samples_per_class: int, generator: np.random.Generator
+) -> Dataset[Any]:
+    """At most so many random samples of each class, in the order of the data set, whose labels are given (N,)."""
+    shuffled = generator.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.unique(labels, return_counts=True)[1]
+    rank_in_class = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return Subset(dataset, np.sort(by_class[rank_in_class < samples_per_class]).tolist())
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Afterwards the global generators of Python, NumPy and torch (CPU and CUDA) are as they were."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+@contextmanager
+def _eval_mode(models: list[torch.nn.Module]) -> Iterator[None]:
+    """All modules in eval mode; afterwards each is as it was, also those that were frozen one by one."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

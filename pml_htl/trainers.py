@@ -1,0 +1,118 @@
+"""What a refresh reads from a PML trainer: its batches, its labels, and which part of the embedding a loss sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Subset
+
+from ._pml import process_label
+from .embedding import kept_random_states, make_loader
+from .labels import Labels, label_tensor, name_some
+from .samplers import AnchorNeighborSampler
+from .tree import ClassTree
+
+SAMPLES_TO_COMPARE = 16
+CHANGE_SAMPLER = (
+    "give the sampler (or HTL) the labels as the trainer maps them, or change the trainer's set_min_label_to_zero, "
+    "dataset_labels or label_hierarchy_level"
+)
+
+
+def embed_batches(trainer: Any, loader: DataLoader[Any], part: slice) -> Iterator[tuple[torch.Tensor, Labels]]:
+    """Embeddings and labels as the trainer's loss gets them, batch by batch.
+
+    A batch of `TwoStreamMetricLoss` has two streams of samples with the same labels; both count.
+    """
+    for batch in loader:
+        *streams, labels = trainer.data_and_label_getter(batch)
+        labels = process_label(labels, trainer.label_hierarchy_level, trainer.label_mapper)
+        for data in streams:
+            yield trainer.compute_embeddings(data)[:, part], labels
+
+
+def part_of_embedding(trainer: Any, tree: ClassTree) -> slice:
+    """The columns that the loss with this tree sees: all of them, but for a slice with `CascadedEmbeddings`.
+
+    Raises:
+        ValueError: losses of several slices share the tree.
+    """
+    sizes = getattr(trainer, "embedding_sizes", None)
+    if sizes is None:
+        return slice(None)
+    owners = [name for name, loss in trainer.loss_funcs.items() if any(module is tree for module in loss.modules())]
+    if len(owners) > 1:
+        raise ValueError(
+            f"{' and '.join(owners)} share one class tree, but each sees another slice of the embedding; "
+            "give each loss a tree (an HTL) of its own, and a TreeRefresh for each, chained by `then`"
+        )
+    if not owners:
+        return slice(None)
+    place = int(owners[0].rsplit("_", 1)[1])  # PML's name is metric_loss_0, metric_loss_1, ...
+    start = sum(sizes[:place])
+    return slice(start, start + sizes[place])
+
+
+def labels_of_samples(trainer: Any) -> torch.Tensor | None:
+    """The labels that the trainer gives its loss for a few samples spread over its data set; None if it can't be indexed.
+
+    Raises:
+        ValueError: its `AnchorNeighborSampler` has other labels for them.
+    """
+    dataset, sampler = trainer.dataset, trainer.sampler
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) == 0:
+        return None
+    ours = isinstance(sampler, AnchorNeighborSampler)
+    last = min(len(dataset), len(sampler.labels)) - 1 if ours else len(dataset) - 1
+    indices = np.unique(np.linspace(0, last, SAMPLES_TO_COMPARE).astype(int))
+    with kept_random_states():
+        loader = make_loader(Subset(dataset, indices.tolist()), len(indices), 0, trainer.collate_fn)
+        *_, labels = trainer.data_and_label_getter(next(iter(loader)))
+    labels = label_tensor(process_label(labels, trainer.label_hierarchy_level, trainer.label_mapper), "cpu")
+    differing = np.flatnonzero(sampler.labels[indices] != labels.numpy()) if ours and labels.ndim == 1 else []
+    if len(differing):
+        index, place = indices[differing[0]], differing[0]
+        raise ValueError(
+            f"sample {index} of the trainer's data set has label {sampler.labels[index]} in the AnchorNeighborSampler, but "
+            f"the trainer gives its loss label {labels[place].item()}; {CHANGE_SAMPLER}"
+        )
+    return labels
+
+
+def compare_labels(found: torch.Tensor, trainer: Any, samples: torch.Tensor | None, tree: ClassTree | None) -> None:
+    """Compares the classes of the refresh's data set with those of the trainer's sampler, samples and tree.
+
+    Args:
+        found: (C,) the classes found in the data set.
+        samples: labels on which the trainer trains, if they are known.
+        tree: the tree if it was fitted by someone else, before the first refresh.
+
+    Raises:
+        ValueError: a difference; says which labels differ and which side to change.
+    """
+    if isinstance(trainer.sampler, AnchorNeighborSampler):
+        advice = f"{CHANGE_SAMPLER}, or give TreeRefresh the whole training set"
+        _compare(found, label_tensor(trainer.sampler.classes), "the AnchorNeighborSampler", advice)
+    if samples is not None:
+        unknown = samples[~torch.isin(samples, found)]
+        if len(unknown):
+            raise ValueError(
+                f"the trainer trains on {name_some(unknown)}, not in the refresh's data set of {len(found)} classes; "
+                "give TreeRefresh the training set, under its evaluation transform"
+            )
+    if tree is not None and tree.is_fitted:
+        advice = "change the trainer's label mapping to the labels of that tree, or begin with a new ClassTree"
+        _compare(found, tree.labels.cpu(), "the class tree, as it was fitted or loaded before,", advice)
+
+
+def _compare(found: torch.Tensor, known: torch.Tensor, owner: str, advice: str) -> None:
+    for some, others, which in ((found, known, f"{owner} lacks"), (known, found, "the data set lacks")):
+        missing = some[~torch.isin(some, others)]
+        if len(missing):
+            raise ValueError(
+                f"the refresh's data set has {len(found)} classes (after the trainer's label mapping and hierarchy level), "
+                f"{owner} has {len(known)}: {which} {name_some(missing)}; {advice}"
+            )
