@@ -1,0 +1,189 @@
+"""What PML's hook container records of HTL, the pictures in TensorBoard, and the warnings."""
+
+import glob
+import sqlite3
+import sys
+import warnings
+
+import numpy as np
+import pandas
+import pytest
+import torch
+from pytorch_metric_learning import reducers
+from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss, plots
+from pml_htl.losses import CrossBatchMemory
+
+from . import oracle
+from .training import NUM_CLASSES, make_dataset, make_htl, make_trainer
+
+DATASET = make_dataset()
+INPUTS, LABELS = DATASET.tensors
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Three epochs of 6 iterations, refreshed after every third, recorded every other iteration."""
+    htl = make_htl(LABELS, collect_stats=True)
+    keeper, _, writer = get_record_keeper(str(tmp_path / "records"), str(tmp_path / "tensorboard"))
+    container = get_hook_container(keeper, log_freq=2)
+    trees = {}
+
+    def record(trainer):
+        trees[trainer.get_global_iteration()] = htl.tree.nodes, htl.tree.average_spread
+        container.end_of_iteration_hook(trainer)
+
+    hook = htl.refresh_hook(
+        DATASET, warmup_epochs=0, every_n_iterations=3, then_each_iteration=record, tensorboard_writer=writer,
+        then=lambda trainer: keeper.save_records(),
+    )  # fmt: skip
+    loss = CrossBatchMemory(htl.loss, 8, 40)  # wrapped, as records must find what is inside
+    trainer = make_trainer(
+        htl, DATASET, hook, loss_funcs={"metric_loss": loss}, end_of_iteration_hook=hook.end_of_iteration_hook
+    )
+    trainer.train(num_epochs=3)
+    writer.close()
+    return tmp_path, trees
+
+
+def test_records_of_loss_and_tree(recorded):
+    folder, trees = recorded
+    tables = {path.split("/")[-1]: pandas.read_csv(path) for path in glob.glob(str(folder / "records" / "*.csv"))}
+    (of_loss,) = (table for name, table in tables.items() if name.endswith("HierarchicalTripletLoss.csv"))
+    (of_tree,) = (table for name, table in tables.items() if name.endswith("ClassTree.csv"))
+    assert len(of_loss) == len(of_tree) == 9
+    assert of_loss.active_share.between(0, 1).all() and of_loss.active_share.nunique() > 3
+    assert (of_loss.min_margin <= of_loss.margin + 1e-6).all() and (of_loss.margin <= of_loss.max_margin + 1e-6).all()
+    assert [of_loss[name][0] for name in ("margin", "min_margin", "max_margin")] == pytest.approx([0.2] * 3)
+    assert of_loss.min_margin.iloc[-1] < of_loss.max_margin.iloc[-1]
+
+    iterations = of_tree["~iteration~"].tolist()
+    fitted = [trees[iteration][0] is not None for iteration in iterations]
+    assert fitted == [False] + [True] * 8  # within an epoch: the records need as many values before as after
+    assert (of_tree.d_0 > 0).tolist() == (of_tree.refresh_seconds > 0).tolist() == fitted
+    for row, iteration in enumerate(iterations):
+        nodes, average_spread = trees[iteration]
+        assert of_tree.d_0[row] == pytest.approx(0 if nodes is None else average_spread.item())
+        for level in range(17):
+            expected = 0 if nodes is None else len(nodes[:, level].unique())
+            assert of_tree[f"nodes_at_level_{level}"][row] == expected
+
+
+def test_the_tables_of_the_tree_stay_out_of_the_records(recorded):
+    folder, _ = recorded
+    tables = sqlite3.connect(folder / "records" / "logs.db").execute("SELECT name FROM sqlite_master").fetchall()
+    names = {name for (name,) in tables}
+    assert any(name.endswith("ClassTree") for name in names) and not any(
+        "buffers" in name and "Tree" in name for name in names
+    )
+
+
+def test_tensorboard_has_the_numbers_and_a_picture_of_each_tree(recorded):
+    folder, _ = recorded
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("class_tree")] == [3, 6, 9, 12, 15, 18]
+    scalars = events.Tags()["scalars"]
+    for name in ("active_share", "margin", "min_margin", "max_margin", "d_0", "nodes_at_level_0", "refresh_seconds"):
+        assert any(tag.endswith(f"/{name}") for tag in scalars), name
+
+
+def test_a_large_tree_is_drawn_in_part():
+    class Writer:
+        def add_figure(self, tag, figure, step):
+            self.added = tag, figure.axes[0].get_title(), step
+
+    labels = torch.arange(200).repeat_interleave(2)
+    tree = ClassTree().fit_embeddings(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)), labels)
+    writer = Writer()
+    plots.add_to_tensorboard(tree, writer, 7)
+    assert writer.added[0] == "class_tree" and writer.added[1].startswith("60 of 200 classes") and writer.added[2] == 7
+
+
+def test_a_writer_without_matplotlib_is_refused_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="pip install matplotlib"):
+        make_htl(LABELS).refresh_hook(DATASET, tensorboard_writer=object())
+
+
+@pytest.mark.parametrize("reducer", [None, reducers.DoNothingReducer()], ids=["sums", "list"])
+def test_the_statistics_are_those_of_the_triplets(reducer):
+    embeddings = oracle.unit(np.random.default_rng(0).normal(size=(30, 4)))
+    labels = np.repeat(np.arange(6), [1, 9, 5, 5, 5, 5])
+    tree = ClassTree(6).fit_embeddings(torch.from_numpy(embeddings), labels)
+    miner = DynamicMarginMiner(tree)
+    loss = HierarchicalTripletLoss(miner, reducer=reducer, collect_stats=True)
+    loss(torch.from_numpy(embeddings), torch.from_numpy(labels))
+    found = oracle.triplets(labels)
+    margins = np.array([miner.margins(labels[a], labels[n]).item() for a, _, n in found])
+    distance = [oracle.squared_distance(embeddings[a], embeddings[p]) - oracle.squared_distance(embeddings[a], embeddings[n])
+                for a, p, n in found]  # fmt: skip
+    assert loss.margin.item() == pytest.approx(margins.mean())
+    assert (loss.min_margin, loss.max_margin) == pytest.approx((margins.min(), margins.max()))
+    assert loss.active_share == pytest.approx(np.mean(distance + margins > 0))
+    loss(torch.from_numpy(embeddings[:6]), torch.zeros(6, dtype=torch.int64))  # no triplets: the mean stays
+    assert loss.margin.item() == pytest.approx(margins.mean())
+    assert (loss.min_margin, loss.max_margin, loss.active_share) == (0, 0, 0)
+
+
+# Warnings
+
+
+def messages(caught):
+    return [str(warning.message) for warning in caught if warning.category is UserWarning]
+
+
+def test_collapsed_embeddings_are_told_once():
+    tree, labels = ClassTree(), torch.arange(NUM_CLASSES).repeat_interleave(4)
+    healthy = torch.randn(len(labels), 8, generator=torch.Generator().manual_seed(0))
+    collapsed = torch.ones(len(labels), 8) + 1e-4 * healthy
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tree.fit_embeddings(healthy, labels)
+        assert messages(caught) == []
+        for _ in range(3):
+            tree.fit_embeddings(collapsed, labels)
+    assert len(messages(caught)) == 1 and "collapsed" in messages(caught)[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"smooth_loss": False, "triplets_per_anchor": 1}], ids=["sums", "list"])
+def test_batches_without_an_active_triplet_are_told_once(options):
+    embeddings = torch.eye(4).repeat_interleave(3, dim=0)  # classes far apart
+    labels = torch.arange(4).repeat_interleave(3)
+    loss = HierarchicalTripletLoss(DynamicMarginMiner(ClassTree(), initial_margin=0.1), **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(99):
+            loss(embeddings, labels)
+        loss(embeddings, labels.flip(0).roll(1))  # one batch with some
+        for _ in range(99):
+            loss(embeddings, labels)
+        assert messages(caught) == []
+        for _ in range(150):
+            loss(embeddings, labels)
+    assert len(messages(caught)) == 1 and "in the last 100 batches" in messages(caught)[0]
+
+
+def test_a_redundant_tuple_miner_is_told_once_and_no_other():
+    embeddings, labels = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6).repeat(4)
+    tree = ClassTree().fit_embeddings(embeddings, labels)
+    miner, same = DynamicMarginMiner(tree), DynamicMarginMiner(tree)
+    needed = [
+        (miner, DynamicMarginMiner(tree, type_of_triplets="semihard"), {}),
+        (miner, DynamicMarginMiner(tree, beta=0.2), {}),
+        (miner, DynamicMarginMiner(ClassTree()), {}),
+        (miner, same, {"smooth_loss": True}),
+        (miner, same, {"swap": True}),
+        (miner, same, {"reducer": reducers.MeanReducer()}),
+    ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for own, other, options in needed:
+            HierarchicalTripletLoss(own, **options)(embeddings, labels, other(embeddings, labels))
+        assert messages(caught) == []
+        for tuple_miner in (miner, same):
+            loss = HierarchicalTripletLoss(miner)
+            mined = [loss(embeddings, labels, tuple_miner(embeddings, labels)) for _ in range(3)]
+            torch.testing.assert_close(mined[0], loss(embeddings, labels))  # it says so because it is so
+    assert len(messages(caught)) == 2 and all('type_of_triplets="all"' in message for message in messages(caught))
