@@ -307,7 +307,12 @@ class ClassTree(torch.nn.Module):
         if num_levels != self.num_levels:
             return f"it was saved with num_levels={num_levels}, but this tree has num_levels={self.num_levels}"
         if self.is_fitted and not torch.equal(saved["labels"].to(self.labels.device), self.labels):
-            return f"its {num_classes} classes are not the {len(self.labels)} classes of this tree"
+            known, others = set(self.labels.tolist()), set(saved["labels"].tolist())
+            differing = name_some(torch.tensor(sorted(known ^ others), dtype=torch.int64))
+            return (
+                f"its {num_classes} classes are not the {len(self.labels)} classes of this tree: "
+                f"only one of them has {differing}"
+            )
         num_neighbors = saved["nearest_classes"].shape[-1]
         shapes = {
             "labels": (num_classes,),
