@@ -1,0 +1,250 @@
+"""The README's table "With the rest of PML": a test for every row, and a row for every test."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+
+from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
+from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
+
+from . import test_precision, test_refresh_control, test_trainers
+from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+CPU = torch.device("cpu")
+ROWS = {}
+
+
+def row(name, verdict):
+    def add(function):
+        ROWS[name] = verdict, function
+        return function
+
+    return add
+
+
+def table():
+    """{first column: second column} of the README's table."""
+    section = README.split("## With the rest of PML\n")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| (.*?) \| (works|refused) \|", section, re.MULTILINE)
+    assert len(lines) == len(re.findall(r"^\|", section, re.MULTILINE)) - 2  # all but the head
+    return dict(lines)
+
+
+@pytest.mark.parametrize("name", table())
+def test_row(name, request):
+    verdict, function = ROWS[name]
+    assert verdict == table()[name]
+    function(
+        *(request.getfixturevalue(fixture) for fixture in function.__code__.co_varnames[: function.__code__.co_argcount])
+    )
+
+
+def test_every_row_stands_in_the_table():
+    assert list(ROWS) == list(table())
+
+
+def fitted():
+    embeddings, labels = batch()
+    return ClassTree().fit_embeddings(embeddings, labels), embeddings, labels
+
+
+@row("`CrossBatchMemory`", "works")
+def memory():
+    for step in range(6):
+        embeddings, labels = batch(step)
+        if step == 0:
+            both = CrossBatchMemory(ours(), 16, 50), losses.CrossBatchMemory(pmls(), 16, 50)
+        one, other = (memory(embeddings, labels) for memory in both)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@row("PML's own `CrossBatchMemory`", "refused")
+def pmls_memory():
+    with pytest.raises(Exception, match="not supported for HierarchicalTripletLoss"):
+        losses.CrossBatchMemory(ours(), 16)
+
+
+@row("`MultipleLosses`", "works")
+def multiple_losses():
+    embeddings, labels = batch()
+    parts = {"htl": ours(), "contrastive": losses.ContrastiveLoss()}
+    for chosen in (None, {"htl": DynamicMarginMiner(ClassTree(), type_of_triplets="semihard")}):
+        both = losses.MultipleLosses(parts, chosen, {"htl": 2, "contrastive": 0.5})
+        found = chosen and chosen["htl"](embeddings, labels)
+        expected = 2 * parts["htl"](embeddings, labels, found) + 0.5 * parts["contrastive"](embeddings, labels)
+        assert both(embeddings, labels) == expected
+
+
+@row("`DistributedLossWrapper`, `DistributedMinerWrapper`", "works")
+def distributed(tmp_path):
+    """In one process; `tests/pml/test_distributed.py` has two."""
+    tree, embeddings, labels = fitted()
+    miner = DynamicMarginMiner(tree, type_of_triplets="semihard")
+    loss = HierarchicalTripletLoss(miner)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'group'}", world_size=1, rank=0)
+    try:
+        for efficient in (False, True):
+            mined = DistributedMinerWrapper(miner, efficient)(embeddings, labels)
+            assert DistributedLossWrapper(loss, efficient)(embeddings, labels, mined) == loss(embeddings, labels, mined) > 0
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@row("`SelfSupervisedLoss`", "refused")
+def self_supervised():
+    with pytest.raises(ValueError, match=r"makes up the labels 0 \.\. B-1"):
+        SelfSupervisedLoss(ours())
+    with pytest.raises(Exception, match="not supported for HierarchicalTripletLoss"):
+        losses.SelfSupervisedLoss(ours())
+    embeddings, _ = batch()
+    both = (wrapper(losses.TripletMarginLoss()) for wrapper in (SelfSupervisedLoss, losses.SelfSupervisedLoss))
+    one, other = (wrapped(embeddings, embeddings.flip(1)) for wrapped in both)
+    assert one == other > 0  # other losses are as ever
+
+
+row("`MetricLossOnly`", "works")(test_trainers.test_metric_loss_only)
+row("`TrainWithClassifier`", "works")(test_trainers.test_train_with_classifier)
+row("`TwoStreamMetricLoss`", "works")(lambda: test_trainers.test_both_streams_of_two_stream_metric_loss_count(False))
+row("`CascadedEmbeddings`", "works")(test_trainers.test_cascaded_embeddings_have_a_tree_for_each_slice)
+row("`CascadedEmbeddings`, one tree for two slices", "refused")(
+    test_trainers.test_cascaded_embeddings_refuse_one_tree_for_two_slices
+)
+row("`DeepAdversarialMetricLearning`", "works")(test_trainers.test_deep_adversarial_metric_learning)
+
+
+def same_as_pml(names, **kwargs):
+    embeddings, labels = batch()
+    for name in names:
+        results = [run(make(reducer=REDUCERS[name](), **kwargs), embeddings, labels) for make in (ours, pmls)]
+        assert not isinstance(results[0], type), name
+        assert_same(*results)
+
+
+@row("`AvgNonZeroReducer`, `MeanReducer`, `SumReducer`, `ThresholdReducer`, `ClassWeightedReducer`", "works")
+def reducers_of_sums():
+    same_as_pml(["avg-non-zero", "mean", "sum", "threshold", "class-weighted"])
+
+
+@row("`MultipleReducers`, `DoNothingReducer`, reducers of your own", "works")
+def reducers_of_lists():
+    class Largest(reducers.BaseReducer):
+        def triplet_reduction(self, losses, *_):
+            return losses.max()
+
+    same_as_pml(["multiple", "do-nothing"])
+    embeddings, labels = batch()
+    assert_same(*(run(make(reducer=Largest()), embeddings, labels) for make in (ours, pmls)))
+
+
+@row("`PerAnchorReducer`, `DivisorReducer`", "refused")
+def reducers_without_triplets():
+    embeddings, labels = batch()
+    for reducer, error in ((reducers.PerAnchorReducer(), NotImplementedError), (reducers.DivisorReducer(), KeyError)):
+        for make in (ours, pmls):
+            with pytest.raises(error):
+                make(reducer=reducer)(embeddings, labels)
+
+
+@row("`embedding_regularizer`", "works")
+def regularizer():
+    for kind in (regularizers.LpRegularizer, regularizers.ZeroMeanRegularizer):  # PML's others are of weights
+        same_as_pml(["default", "sum"], embedding_regularizer=kind(), embedding_reg_weight=0.5)
+
+
+@row("`LpDistance(p=2)` with `power=2` or `power=1`", "works")
+def the_distances():
+    for power in (1, 2):
+        same_as_pml(["default", "mean"], power=power)
+
+
+@row("other distances", "refused")
+def other_distances():
+    for distance in (distances.CosineSimilarity(), distances.SNRDistance(), distances.LpDistance(p=1)):
+        with pytest.raises(ValueError, match="the margins are squared or plain Euclidean distances"):
+            DynamicMarginMiner(ClassTree(), distance=distance)
+
+
+@row("`indices_tuple` of triplets or pairs, `ref_emb`", "works")
+def tuples():
+    embeddings, labels = batch()
+    ref = {"ref_emb": embeddings.flip(0), "ref_labels": labels.flip(0)}
+    for name in ("triplets", "pairs"):
+        indices_tuple = TUPLES[name](embeddings, labels)
+        for inputs in ({"indices_tuple": indices_tuple}, {"indices_tuple": indices_tuple, **ref}, ref):
+            assert_same(*(run(make(), embeddings, labels, **inputs) for make in (ours, pmls)))
+
+
+@row("`swap=True` with `ref_emb`", "refused")
+def swap_with_ref_emb():
+    embeddings, labels = batch()
+    with pytest.raises(ValueError, match="swap=True does not work with ref_emb"):
+        ours(swap=True)(embeddings, labels, ref_emb=embeddings.clone(), ref_labels=labels)
+
+
+@row("`tuple_miner`", "works")
+def tuple_miner():
+    tree, embeddings, labels = fitted()
+    for miner in (
+        DynamicMarginMiner(tree, type_of_triplets="hard"),
+        miners.MultiSimilarityMiner(),
+        miners.TripletMarginMiner(),
+    ):
+        trainer, htl = test_trainers.train(
+            test_trainers.LABELS,
+            test_trainers.TensorDataset(test_trainers.INPUTS, test_trainers.LABELS),
+            mining_funcs={"tuple_miner": miner} if not isinstance(miner, DynamicMarginMiner) else None,
+        )
+        assert htl.tree.is_fitted and trainer.epoch == 2
+        assert HierarchicalTripletLoss(DynamicMarginMiner(tree))(embeddings, labels, miner(embeddings, labels)) > 0
+
+
+@row("`collect_stats`", "works")
+def collect_stats():
+    tree, embeddings, labels = fitted()
+    loss = HierarchicalTripletLoss(DynamicMarginMiner(tree), collect_stats=True)
+    loss(embeddings, labels)
+    assert 0 < loss.active_share < 1 and loss.min_margin < loss.margin < loss.max_margin
+
+
+def scheme(*names):
+    return lambda: [test_trainers.test_labels(name) for name in names] and None
+
+
+row("`set_min_label_to_zero`", "works")(scheme("set_min_label_to_zero", "label_hierarchy_level, mapped"))
+row("`label_hierarchy_level`, one level", "works")(scheme("label_hierarchy_level", "a list of labels, one a level"))
+row("`label_hierarchy_level`, several levels", "refused")(test_trainers.test_all_levels_at_once_are_refused)
+row("`data_and_label_getter`, `collate_fn`, dictionary batches", "works")(scheme("collate_fn", "dictionary batches"))
+row("labels as tensors, arrays, lists, or strings that your getter maps", "works")(
+    scheme("tensors", "integers", "arrays", "strings")
+)
+row("`freeze_these`, `freeze_trunk_batchnorm`", "works")(test_trainers.test_frozen_models_and_batchnorm_stay_frozen)
+row("`dataloader_num_workers`, persistent workers, spawned workers", "works")(
+    test_refresh_control.test_persistent_workers_bring_no_batches_of_the_old_tree
+)
+
+
+@row("float16 and bfloat16 autocast", "works")
+def autocast():
+    for dtype in test_precision.HALF:
+        test_precision.test_a_training_step_under_autocast(fitted(), dtype, CPU)
+
+
+@row("models in bfloat16 or float64", "works")
+def models():
+    for dtype in (torch.bfloat16, torch.float64):
+        test_precision.test_models_in_bfloat16_and_float64_train_with_memory(fitted(), dtype, CPU)
+
+
+@row("`.half()` on the loss", "works")
+def half():
+    test_precision.test_a_cast_of_the_loss_does_no_harm_to_the_tree(fitted(), "half")
+
+
+@row("`torch.compile`", "works")
+def compiled():
+    test_precision.test_compiled_with_the_model(fitted(), CPU)
