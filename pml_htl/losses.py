@@ -137,6 +137,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             )
         if indices_tuple is not None:
             self._warn_of_redundant_miner(indices_tuple)
+            indices_tuple = tuple(index.to(embeddings.device) for index in indices_tuple)
         if self._needs_list(indices_tuple):
             return self._listed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return self._summed(embeddings, labels, indices_tuple, ref_emb, ref_labels)

@@ -110,7 +110,8 @@ def _mean(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
 
 def _class_weighted(reducer: ClassWeightedReducer, losses: HingeLosses) -> Reduction:
     sums, counts = losses.sums()
-    weights = reducer.weights.to(sums)[losses.labels]
+    reducer.weights = reducer.weights.to(sums)  # moved once, as PML does
+    weights = reducer.weights[losses.labels]
     num_triplets = losses.pairs.num_triplets()
     return Reduction((sums * weights).sum() / num_triplets.clamp(min=1), num_triplets, counts.sum())
 
