@@ -67,7 +67,9 @@ def plot_tree(
         label = int(known[leaves[leaf]])
         x = 10 * place + 5  # where scipy puts the leaves
         if image is None:
-            ax.annotate(name(label), (x, 0), (0, -4), ("data", "axes fraction"), "offset points", ha="center", va="top")
+            text, below = name(label), ("data", "axes fraction")
+            rotation = 0 if len(text) <= 2 else 90  # as wide as a leaf, or upright
+            ax.annotate(text, (x, 0), (0, -4), below, "offset points", ha="center", va="top", rotation=rotation)
         else:
             picture = OffsetImage(image(label), cmap="gray_r", zoom=0.5)
             # The axes are as wide as all leaves together, so a picture of half its size fits under its leaf.
