@@ -35,6 +35,8 @@ def hinge_sums(
     Time is O(B R t) for t positives of an anchor, or O(B R log R) by sorting if they are many or their number is not
     known; memory a few B x R.
     """
+    if not torch.is_grad_enabled():
+        distances = distances.detach()  # or the gradient would be computed all the same
     return _HingeSums.apply(distances, margins, pairs, floor, ceiling)
 
 
