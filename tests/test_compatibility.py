@@ -13,6 +13,7 @@ from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
 
 from . import test_precision, test_refresh_control, test_trainers
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
+from .training import make_dataset, make_htl, make_trainer
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 CPU = torch.device("cpu")
@@ -188,19 +189,18 @@ def swap_with_ref_emb():
 
 @row("`tuple_miner`", "works")
 def tuple_miner():
-    tree, embeddings, labels = fitted()
-    for miner in (
-        DynamicMarginMiner(tree, type_of_triplets="hard"),
-        miners.MultiSimilarityMiner(),
-        miners.TripletMarginMiner(),
+    dataset = make_dataset()
+    for make_miner in (
+        lambda tree: DynamicMarginMiner(tree, type_of_triplets="hard"),
+        lambda _: miners.TripletMarginMiner(0.2),
+        lambda _: miners.MultiSimilarityMiner(),
     ):
-        trainer, htl = test_trainers.train(
-            test_trainers.LABELS,
-            test_trainers.TensorDataset(test_trainers.INPUTS, test_trainers.LABELS),
-            mining_funcs={"tuple_miner": miner} if not isinstance(miner, DynamicMarginMiner) else None,
-        )
-        assert htl.tree.is_fitted and trainer.epoch == 2
-        assert HierarchicalTripletLoss(DynamicMarginMiner(tree))(embeddings, labels, miner(embeddings, labels)) > 0
+        htl = make_htl(dataset.tensors[1])
+        mining = {"tuple_miner": make_miner(htl.tree)}
+        trainer = make_trainer(htl, dataset, htl.refresh_hook(dataset), mining_funcs=mining)
+        before = trainer.models["embedder"].weight.clone()
+        trainer.train(num_epochs=2)
+        assert htl.tree.is_fitted and not torch.equal(before, trainer.models["embedder"].weight)
 
 
 @row("`collect_stats`", "works")
