@@ -7,16 +7,16 @@ with their gradient, in B x R memory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .triplets import Pairs
 
-# Up to so many positives of an anchor, one comparison with all negatives for each is faster than sorting.
-MAX_COMPARISONS = 128
+# Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
+MAX_COMPARISONS = 64
 # On the CPU rows are taken together as long as a block of them stays in the cache.
-BLOCK_ELEMENTS = 2**17
+BLOCK_ELEMENTS = 2**16
 
 
 def hinge_sums(
@@ -30,10 +30,10 @@ def hinge_sums(
         floor: at least 0.
 
     Returns:
-        Their sums (B,) and their numbers (B,) int64.
+        Their sums (B,) and their numbers (B,) int64. NaN distances make the sum NaN and count for nothing.
 
-    Time is O(B R t) for t positives of an anchor, or O(B R log R) by sorting if they are many or their number is not
-    known; memory a few B x R.
+    For t positives of an anchor time is O(B R t) while they are few, else O(B R log t); where their number is not known
+    they are sorted among all R. Memory is a few B x R.
     """
     if not torch.is_grad_enabled():
         distances = distances.detach()  # or the gradient would be computed all the same
@@ -46,104 +46,117 @@ class _HingeSums(torch.autograd.Function):
         ctx: Any, distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, floor: float, ceiling: float | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         few = pairs.most_positives is not None and pairs.most_positives <= MAX_COMPARISONS
-        summed = _by_comparing if few else _by_sorting
-        gradient = torch.zeros_like(distances) if ctx.needs_input_grad[0] else None
+        summed = _by_comparing if few else _by_searching
+        gradient = torch.empty_like(distances) if ctx.needs_input_grad[0] else None
         losses = distances.new_zeros(len(distances))
         counts = torch.zeros_like(losses, dtype=torch.int64)
         for rows in _row_blocks(distances):
-            block = Pairs(pairs.positives[rows], pairs.negatives[rows], pairs.most_positives)
-            row_gradient = None if gradient is None else gradient[rows]
-            losses[rows], counts[rows] = summed(distances[rows], margins[rows], block, floor, ceiling, row_gradient)
+            positives = _positives_of(pairs.positives[rows], distances[rows], pairs.most_positives)
+            negatives = pairs.negatives[rows]
+            times = None if negatives.dtype == torch.bool else negatives
+            needed = torch.where(negatives.bool(), distances[rows] - margins[rows], torch.inf)
+            row_gradient = None if gradient is None else gradient[rows].zero_()
+            losses[rows], counts[rows] = summed(positives, needed, times, floor, ceiling, row_gradient)
         if gradient is not None:
             ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(counts)
         return losses, counts
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_losses: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return grad_losses.unsqueeze(1) * gradient, None, None, None, None
 
 
-def _by_comparing(
-    distances: torch.Tensor,
-    margins: torch.Tensor,
-    pairs: Pairs,
-    floor: float,
-    ceiling: float | None,
-    gradient: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Takes the positives of all anchors one after the other and compares each with all negatives."""
-    most = pairs.most_positives or 0
-    needed = torch.where(pairs.negatives > 0, distances - margins, torch.inf)  # a positive farther than this violates
-    there, columns = (pairs.positives > 0).byte().topk(most)  # (B, t)
-    to_positives = torch.where(there > 0, distances.gather(1, columns), -torch.inf)
-    weights = pairs.positives.gather(1, columns).long()
+class _Positives(NamedTuple):
+    """The positives of b anchors side by side, in at most t of (b, t) places; a free place is at -inf and weighs 0.
 
-    losses = distances.new_zeros(len(distances))
-    counts = weights.new_zeros(len(distances))
-    for place in range(most):
-        violations = to_positives[:, place : place + 1] - needed
-        active = violations > floor if ceiling is None else (violations > floor) & (violations < ceiling)
-        violations = torch.where(active, violations, 0)
-        weight = weights[:, place]
-        if pairs.negatives.dtype != torch.bool:
-            violations = violations * pairs.negatives
-            active = active * pairs.negatives
-        active_negatives = active.sum(dim=1)
-        losses += weight * violations.sum(dim=1)
-        counts += weight * active_negatives
-        if gradient is not None:
-            gradient -= active * weight.unsqueeze(1).to(gradient.dtype)
-            gradient.scatter_add_(
-                1, columns[:, place : place + 1], (weight * active_negatives).unsqueeze(1).to(gradient.dtype)
-            )
-    return losses, counts
-
-
-def _by_sorting(
-    distances: torch.Tensor,
-    margins: torch.Tensor,
-    pairs: Pairs,
-    floor: float,
-    ceiling: float | None,
-    gradient: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sorts the negatives of each anchor, so that the sum over those that a positive violates is one of running sums.
-
-    No shape depends on the data, so that nothing waits for the device.
+    columns: int64, which of the R samples. distances. weights: how often each counts, of the distances' type.
     """
-    positives = pairs.positives * distances.isfinite()
-    needed = torch.where(pairs.negatives > 0, distances - margins, torch.inf)
-    below, weights = _sorted_with_weights(needed, pairs.negatives)
-    # Running sums lose digits where few of many count, so they are double (where there is double).
-    wide = torch.float32 if distances.device.type == "mps" else torch.float64
-    running_weights = _running_sum(weights)
-    running_sums = _running_sum(torch.where(weights > 0, weights * below.to(wide), 0))
-    last = torch.searchsorted(below, distances - floor)
-    first = torch.zeros_like(last) if ceiling is None else torch.searchsorted(below, distances - ceiling, right=True)
-    last = torch.maximum(first, last)
-    counts = running_weights.gather(1, last) - running_weights.gather(1, first)
-    sums = counts * distances.to(wide) - (running_sums.gather(1, last) - running_sums.gather(1, first))
+
+    columns: torch.Tensor
+    distances: torch.Tensor
+    weights: torch.Tensor
+
+
+def _positives_of(matches: torch.Tensor, distances: torch.Tensor, most: int | None) -> _Positives:
+    """From (b, R); t is `most`, or R where that is not known, so that no shape depends on the data."""
+    if most is None:
+        columns = torch.arange(distances.shape[1], device=distances.device).expand(distances.shape)
+        return _Positives(columns, torch.where(matches > 0, distances, -torch.inf), matches.to(distances.dtype))
+    rows, others = matches.nonzero(as_tuple=True)
+    places = torch.arange(len(rows)) - torch.searchsorted(rows, rows)  # how many of the same row are before it
+    columns = rows.new_zeros(len(distances), most)
+    columns[rows, places] = others
+    weights = distances.new_zeros(columns.shape)
+    weights[rows, places] = matches[rows, others].to(weights.dtype)
+    return _Positives(columns, torch.where(weights > 0, distances.gather(1, columns), -torch.inf), weights)
+
+
+def _by_comparing(
+    positives: _Positives,
+    needed: torch.Tensor,
+    times: torch.Tensor | None,
+    floor: float,
+    ceiling: float | None,
+    gradient: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes the positives of all anchors one after the other and compares each with all negatives.
+
+    Everything is float arithmetic in one buffer, which is several times faster than masks.
+    """
+    violations = torch.empty_like(needed)
+    losses = needed.new_zeros(len(needed))
+    counts = torch.empty_like(positives.weights)
+    for place, weight in enumerate(positives.weights.unbind(1)):
+        torch.sub(positives.distances[:, place : place + 1], needed, out=violations)
+        torch.threshold_(violations, floor, 0)
+        if ceiling is not None:
+            torch.threshold_(violations.neg_(), -ceiling, 0).neg_()
+        losses += weight * (violations if times is None else violations * times).sum(dim=1)
+        active = violations.sign_() if times is None else violations.sign_().mul_(times)
+        counts[:, place] = weight * active.sum(dim=1)
+        if gradient is not None:
+            gradient.addcmul_(active, weight.unsqueeze(1), value=-1)
     if gradient is not None:
-        gradient += positives * counts
-        reach, weights = _sorted_with_weights(torch.where(positives > 0, distances, torch.inf), positives)
-        running_weights = _running_sum(weights)
-        first = torch.searchsorted(reach, needed + floor, right=True)
-        last = torch.full_like(first, reach.shape[1]) if ceiling is None else torch.searchsorted(reach, needed + ceiling)
-        last = torch.maximum(first, last)
-        gradient -= pairs.negatives * (running_weights.gather(1, last) - running_weights.gather(1, first))
-    losses = torch.where(positives > 0, positives * sums, 0).sum(dim=1)
-    return losses.to(distances.dtype), (positives * counts).sum(dim=1)
+        gradient.scatter_add_(1, positives.columns, counts)
+    return losses, counts.sum(dim=1).nan_to_num(0).long()
 
 
-def _sorted_with_weights(values: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    ordered, order = values.sort(dim=1)
-    return ordered, weights.gather(1, order).long()
+def _by_searching(
+    positives: _Positives,
+    needed: torch.Tensor,
+    times: torch.Tensor | None,
+    floor: float,
+    ceiling: float | None,
+    gradient: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sorts the positives of each anchor, so that those that violate a negative are a range of them, found by searching."""
+    # Running sums lose digits where few of many count, so they are double (where there is double).
+    wide = torch.float32 if needed.device.type == "mps" else torch.float64
+    reach, order = positives.distances.sort(dim=1)
+    weights = positives.weights.gather(1, order).to(wide)
+    running_weights = _running_sum(weights)
+    running_sums = _running_sum(torch.where(weights > 0, weights * reach, 0))
+
+    first = torch.searchsorted(reach, needed + floor, right=True)
+    last = torch.full_like(first, reach.shape[1]) if ceiling is None else torch.searchsorted(reach, needed + ceiling)
+    last = torch.maximum(first, last)
+    counts = running_weights.gather(1, last) - running_weights.gather(1, first)  # how many violate each negative
+    losses = running_sums.gather(1, last) - running_sums.gather(1, first) - torch.where(counts > 0, counts * needed, 0)
+
+    times = torch.ones_like(counts) if times is None else times.to(wide)
+    steps = torch.zeros_like(running_sums).scatter_add_(1, first, times).scatter_add_(1, last, -times)
+    violated = weights * steps.cumsum(dim=1)[:, :-1]  # by each positive
+    if gradient is not None:
+        gradient.sub_(times * counts)
+        gradient.scatter_add_(1, positives.columns.gather(1, order), violated.to(gradient.dtype))
+    return (times * losses).sum(dim=1).to(needed.dtype), violated.sum(dim=1).long()
 
 
 def _running_sum(values: torch.Tensor) -> torch.Tensor:
-    """(B, R + 1): the sum of the first 0, 1, ... R values of each row."""
+    """(b, t + 1): the sum of the first 0, 1, ... t values of each row."""
     return torch.nn.functional.pad(values.cumsum(dim=1), (1, 0))
 
 

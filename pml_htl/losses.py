@@ -10,6 +10,7 @@ import torch
 
 from . import _pml
 from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, SumReducer, get_random_triplet_indices
+from .distances import distance_matrix
 from .inputs import full_precision, prepare_inputs
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
 from .reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
@@ -162,7 +163,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             pairs = pairs_of_labels(labels, ref_labels)
         else:
             pairs = pairs_of_tuple(indices_tuple, len(labels), len(ref_labels))
-        distances = self.distance(embeddings, ref_emb)
+        distances = distance_matrix(self.distance, embeddings, ref_emb)
         margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)
         losses = HingeLosses(distances, margins, pairs, labels)
         reduction = reduce_losses(reducer_of_triplets(self.reducer), losses)
@@ -183,7 +184,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         anchors, positives, negatives = self._triplets(labels, indices_tuple, ref_labels)
         if len(anchors) == 0:
             return self.zero_losses()
-        distances = self.distance(embeddings, ref_emb)
+        distances = distance_matrix(self.distance, embeddings, ref_emb)
         to_positive, to_negative = distances[anchors, positives], distances[anchors, negatives]
         if self.swap:
             to_negative = self.distance.smallest_dist(to_negative, distances[positives, negatives])

@@ -39,8 +39,9 @@ class HingeLosses:
     @torch.no_grad()
     def mean_margin(self) -> torch.Tensor:
         """The mean margin of all triplets, a scalar; NaN without any."""
-        of_negatives = (self.margins * self.pairs.negatives).sum(dim=1)
-        return (of_negatives * self.pairs.positives.sum(dim=1)).sum() / self.pairs.num_triplets()
+        negatives = self.pairs.negatives
+        counted = self.margins.where(negatives, 0) if negatives.dtype == torch.bool else self.margins * negatives
+        return (counted.sum(dim=1) * self.pairs.num_positives).sum() / self.pairs.num_triplets()
 
     def margin_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest and the largest margin of a triplet, scalars; zeros without any."""

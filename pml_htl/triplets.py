@@ -21,31 +21,40 @@ class Pairs(NamedTuple):
     """Which pairs stand in triplets: each positive pair of an anchor with each negative pair of the same anchor.
 
     positives, negatives: (B, R) bool, or int64 where pairs count more than once.
-    most_positives: of one anchor; None if that is not known without waiting for the device.
+    num_positives, num_negatives: (B,) int64, of each anchor.
+    most_positives: different ones of one anchor; None if that is not known without waiting for the device.
     """
 
     positives: torch.Tensor
     negatives: torch.Tensor
+    num_positives: torch.Tensor
+    num_negatives: torch.Tensor
     most_positives: int | None
+
+    @classmethod
+    def of(cls, positives: torch.Tensor, negatives: torch.Tensor) -> Pairs:
+        """From the two matrices alone."""
+        most = None
+        if positives.device.type == "cpu":  # looking is free
+            most = int(_count(positives > 0).max()) if positives.numel() else 0
+        return cls(positives, negatives, _count(positives), _count(negatives), most)
 
     def num_triplets(self) -> torch.Tensor:
         """How many there are, an int64 scalar."""
-        return (self.positives.sum(dim=1) * self.negatives.sum(dim=1)).sum()
+        return (self.num_positives * self.num_negatives).sum()
 
 
 def pairs_of_labels(labels: torch.Tensor, ref_labels: torch.Tensor) -> Pairs:
     """All pairs of a batch; a sample is no positive of itself (`ref_labels is labels`)."""
     matches, differs = get_matches_and_diffs(labels, ref_labels)
-    matches = matches.bool()
-    return Pairs(matches, differs.bool(), _most(matches))
+    return Pairs.of(matches.bool(), differs.bool())
 
 
 def pairs_of_tuple(indices_tuple: PairTuple, num_anchors: int, num_refs: int) -> Pairs:
     """The pairs of a tuple (anchors, positives, anchors, negatives), each as often as it is there."""
     a1, positives, a2, negatives = indices_tuple
     matrices = (_count_pairs(*pairs, num_anchors, num_refs) for pairs in ((a1, positives), (a2, negatives)))
-    positive_counts, negative_counts = matrices
-    return Pairs(positive_counts, negative_counts, _most(positive_counts))
+    return Pairs.of(*matrices)
 
 
 def all_triplets(labels: torch.Tensor, ref_labels: torch.Tensor) -> Triplets:
@@ -82,11 +91,9 @@ def triplets_where(matches: torch.Tensor, negatives: Callable[[torch.Tensor, tor
     return anchor, positive, negative
 
 
-def _most(positives: torch.Tensor) -> int | None:
-    """The largest number of positives of an anchor, where looking is free."""
-    if positives.device.type != "cpu":
-        return None
-    return int((positives > 0).sum(dim=1).max()) if positives.numel() else 0
+def _count(pairs: torch.Tensor) -> torch.Tensor:
+    """The sums of rows (B, R), int64. Booleans are summed as int32, which is many times faster."""
+    return pairs.sum(dim=1, dtype=torch.int32).long() if pairs.dtype == torch.bool else pairs.sum(dim=1)
 
 
 def _count_pairs(anchors: torch.Tensor, others: torch.Tensor, num_anchors: int, num_refs: int) -> torch.Tensor:
