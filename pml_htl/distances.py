@@ -11,7 +11,7 @@ from .inputs import full_precision
 
 
 def distance_matrix(distance: LpDistance, embeddings: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
-    """What `distance(embeddings, ref_emb)` gives, up to rounding; `distance` is Euclidean, of power 1 or 2.
+    """What `distance(embeddings, ref_emb)` gives, up to rounding; `distance` is one that the margins are defined for.
 
     Args:
         embeddings, ref_emb: (B, D) and (R, D); one and the same object if there is no reference set, which saves a product.
@@ -24,39 +24,55 @@ def distance_matrix(distance: LpDistance, embeddings: torch.Tensor, ref_emb: tor
         return distance(embeddings, ref_emb)
     distance.reset_stats()
     distance.check_shapes(embeddings, ref_emb)
-    query = distance.maybe_normalize(embeddings)
-    ref = query if ref_emb is embeddings else distance.maybe_normalize(ref_emb)
-    distance.set_default_stats(embeddings, ref_emb, query, ref)
-    return _Distances.apply(query, None if ref is query else ref, distance.power)
+    if distance.collect_stats:
+        normalized = (distance.normalize(emb.detach()) for emb in (embeddings, ref_emb))
+        distance.set_default_stats(embeddings, ref_emb, *normalized)
+    return _Distances.apply(embeddings, None if ref_emb is embeddings else ref_emb, distance.power)
 
 
 class _Distances(torch.autograd.Function):
-    """`d = |q|^2 + |r|^2 - 2 q.r`, or its root. Its gradient is `2 (q - r)`, or that divided by `2 d`."""
+    """`d = |q|^2 + |r|^2 - 2 q.r` of normalised `q` and `r`, or its root.
+
+    The gradient with respect to q is `2 (q - r)`, or that divided by `2 d`. Its part along q does not turn the embedding, so
+    only the sum over r is needed. It is made of the inputs alone, so that it can be differentiated again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, ref: torch.Tensor | None, power: int) -> torch.Tensor:
-        others = query if ref is None else ref
-        distances = torch.addmm(others.square().sum(dim=1), query, others.T, alpha=-2)
-        distances.add_(query.square().sum(dim=1, keepdim=True))
-        # The norms are 1 or less; equal points come out at a few units of rounding from zero.
+    def forward(ctx: Any, embeddings: torch.Tensor, ref_emb: torch.Tensor | None, power: int) -> torch.Tensor:
+        query, _ = _normalize(embeddings)
+        squares = query.square().sum(dim=1)
+        ref, ref_squares = query, squares
+        if ref_emb is not None:
+            ref, _ = _normalize(ref_emb)
+            ref_squares = ref.square().sum(dim=1)
+        distances = torch.addmm(ref_squares, query, ref.T, alpha=-2).add_(squares.unsqueeze(1))
+        # The norms are 1; equal points come out at a few units of rounding from zero.
         torch.threshold_(distances, 16 * torch.finfo(distances.dtype).eps, 0)
         if power == 1:
             distances.sqrt_()
-        ctx.power = power
-        ctx.save_for_backward(query, ref, distances if power == 1 else None)
+        ctx.save_for_backward(embeddings, ref_emb, distances if power == 1 else None)
         return distances
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, ref, distances = ctx.saved_tensors
-        weights = 2 * gradient if distances is None else (gradient / distances).where(distances > 0, 0)
+        embeddings, ref_emb, distances = ctx.saved_tensors
+        weights = gradient if distances is None else (gradient / (2 * distances)).where(distances > 0, 0)
+        query, norms = _normalize(embeddings)
         with full_precision(gradient.device):
-            if ref is None:  # a pair's two gradients are opposite, so that one product serves rows and columns
-                return _pull(weights + weights.T, query, query), None, None
-            of_ref = _pull(weights.T, ref, query) if ctx.needs_input_grad[1] else None
-            return _pull(weights, query, ref), of_ref, None
+            if ref_emb is None:  # the two gradients of a pair are alike, so that one product serves rows and columns
+                return _turn((weights + weights.T) @ query, query, norms), None, None
+            ref, ref_norms = _normalize(ref_emb)
+            of_ref = _turn(weights.T @ query, ref, ref_norms) if ctx.needs_input_grad[1] else None
+            return _turn(weights @ ref, query, norms), of_ref, None
 
 
-def _pull(weights: torch.Tensor, points: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """The sum over j of `weights[i, j] (points[i] - others[j])`."""
-    return weights.sum(dim=1, keepdim=True) * points - weights @ others
+def _normalize(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit vectors and norms (B, 1), at least 1e-12, as in PML."""
+    norms = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True).clamp(min=1e-12)
+    return embeddings / norms, norms
+
+
+def _turn(pulls: torch.Tensor, points: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """The gradient of embeddings from the weighted sums of what pulls at their unit vectors `points`."""
+    along = (pulls * points).sum(dim=1, keepdim=True)
+    return (along * points - pulls) * (2 / norms)

@@ -6,7 +6,6 @@ with their gradient, in B x R memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +14,8 @@ from .triplets import Pairs
 
 # Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
 MAX_COMPARISONS = 64
-# On the CPU rows are taken together as long as a block of them stays in the cache.
-BLOCK_ELEMENTS = 2**16
+# On the CPU a block of rows is taken at a time, so that its comparisons stay in the cache.
+BLOCK_ELEMENTS = 2**17
 
 
 def hinge_sums(
@@ -30,7 +29,7 @@ def hinge_sums(
         floor: at least 0.
 
     Returns:
-        Their sums (B,) and their numbers (B,) int64. NaN distances make the sum NaN and count for nothing.
+        Their sums (B,) and their numbers (B,) int64. The sum is NaN if a distance of a positive or negative is.
 
     For t positives of an anchor time is O(B R t) while they are few, else O(B R log t); where their number is not known
     they are sorted among all R. Memory is a few B x R.
@@ -45,32 +44,36 @@ class _HingeSums(torch.autograd.Function):
     def forward(
         ctx: Any, distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, floor: float, ceiling: float | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        positives = _positives_of(pairs, distances)
+        once = pairs.positives.dtype == pairs.negatives.dtype == torch.bool
         few = pairs.most_positives is not None and pairs.most_positives <= MAX_COMPARISONS
         summed = _by_comparing if few else _by_searching
+        losses = distances.new_empty(len(distances))
+        violated = torch.empty_like(positives.distances)
         gradient = torch.empty_like(distances) if ctx.needs_input_grad[0] else None
-        losses = distances.new_zeros(len(distances))
-        counts = torch.zeros_like(losses, dtype=torch.int64)
-        for rows in _row_blocks(distances):
-            positives = _positives_of(pairs.positives[rows], distances[rows], pairs.most_positives)
+        for rows in _row_blocks(distances, positives.distances.shape[1] if few else 1):
             negatives = pairs.negatives[rows]
-            times = None if negatives.dtype == torch.bool else negatives
             needed = torch.where(negatives.bool(), distances[rows] - margins[rows], torch.inf)
-            row_gradient = None if gradient is None else gradient[rows].zero_()
-            losses[rows], counts[rows] = summed(positives, needed, times, floor, ceiling, row_gradient)
+            block = _Positives(*(part[rows] for part in positives))
+            times = None if once else negatives.to(needed.dtype)
+            losses[rows], violated[rows], violating = summed(block, needed, times, floor, ceiling)
+            if gradient is not None:
+                torch.neg(violating, out=gradient[rows])
         if gradient is not None:
+            gradient.scatter_add_(1, positives.columns, violated)
             ctx.save_for_backward(gradient)
+        counts = violated.sum(dim=1).nan_to_num_(0).long()
         ctx.mark_non_differentiable(counts)
         return losses, counts
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_losses: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return grad_losses.unsqueeze(1) * gradient, None, None, None, None
 
 
 class _Positives(NamedTuple):
-    """The positives of b anchors side by side, in at most t of (b, t) places; a free place is at -inf and weighs 0.
+    """The positives of anchors side by side, (B, t) for at most t of them; a free place is at -inf and weighs 0.
 
     columns: int64, which of the R samples. distances. weights: how often each counts, of the distances' type.
     """
@@ -80,79 +83,68 @@ class _Positives(NamedTuple):
     weights: torch.Tensor
 
 
-def _positives_of(matches: torch.Tensor, distances: torch.Tensor, most: int | None) -> _Positives:
-    """From (b, R); t is `most`, or R where that is not known, so that no shape depends on the data."""
-    if most is None:
+def _positives_of(pairs: Pairs, distances: torch.Tensor) -> _Positives:
+    """t is the most that an anchor has, or R where that is not known, so that no shape depends on the data."""
+    matches = pairs.positives
+    if pairs.most_positives is None:
         columns = torch.arange(distances.shape[1], device=distances.device).expand(distances.shape)
-        return _Positives(columns, torch.where(matches > 0, distances, -torch.inf), matches.to(distances.dtype))
-    rows, others = matches.nonzero(as_tuple=True)
-    places = torch.arange(len(rows)) - torch.searchsorted(rows, rows)  # how many of the same row are before it
-    columns = rows.new_zeros(len(distances), most)
-    columns[rows, places] = others
-    weights = distances.new_zeros(columns.shape)
-    weights[rows, places] = matches[rows, others].to(weights.dtype)
-    return _Positives(columns, torch.where(weights > 0, distances.gather(1, columns), -torch.inf), weights)
+        return _Positives(columns, distances.where(matches > 0, -torch.inf), matches.to(distances.dtype))
+    numbers = matches.bool().sum(dim=1, keepdim=True, dtype=torch.int32)
+    taken = torch.arange(pairs.most_positives) < numbers
+    columns = torch.zeros_like(taken, dtype=torch.int64).masked_scatter_(taken, matches.nonzero()[:, 1])
+    weights = matches.gather(1, columns).to(distances.dtype) * taken
+    return _Positives(columns, distances.gather(1, columns).where(taken, -torch.inf), weights)
 
 
 def _by_comparing(
-    positives: _Positives,
-    needed: torch.Tensor,
-    times: torch.Tensor | None,
-    floor: float,
-    ceiling: float | None,
-    gradient: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Takes the positives of all anchors one after the other and compares each with all negatives.
+    positives: _Positives, needed: torch.Tensor, times: torch.Tensor | None, floor: float, ceiling: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Compares each positive of an anchor with all its negatives.
 
-    Everything is float arithmetic in one buffer, which is several times faster than masks.
+    Args:
+        needed: (b, R), what a positive must exceed to violate; infinite where there is no negative.
+        times: (b, R), how often each negative counts; None if all pairs count once.
+
+    Returns:
+        The sums of violations (b,), how many negatives each positive violates (b, t), and by how many positives each
+        negative is violated (b, R), all of one float type: float arithmetic is several times faster than masks.
     """
-    violations = torch.empty_like(needed)
-    losses = needed.new_zeros(len(needed))
-    counts = torch.empty_like(positives.weights)
-    for place, weight in enumerate(positives.weights.unbind(1)):
-        torch.sub(positives.distances[:, place : place + 1], needed, out=violations)
-        torch.threshold_(violations, floor, 0)
-        if ceiling is not None:
-            torch.threshold_(violations.neg_(), -ceiling, 0).neg_()
-        losses += weight * (violations if times is None else violations * times).sum(dim=1)
-        active = violations.sign_() if times is None else violations.sign_().mul_(times)
-        counts[:, place] = weight * active.sum(dim=1)
-        if gradient is not None:
-            gradient.addcmul_(active, weight.unsqueeze(1), value=-1)
-    if gradient is not None:
-        gradient.scatter_add_(1, positives.columns, counts)
-    return losses, counts.sum(dim=1).nan_to_num(0).long()
+    violations = positives.distances.unsqueeze(2) - needed.unsqueeze(1)  # (b, t, R)
+    torch.threshold_(violations, floor, 0)
+    if ceiling is not None:
+        torch.threshold_(violations.neg_(), -ceiling, 0).neg_()
+    if times is None:
+        losses = violations.sum(dim=(1, 2))
+        active = violations.sign_()
+    else:
+        weights = positives.weights.unsqueeze(2) * times.unsqueeze(1)
+        losses = (violations * weights).sum(dim=(1, 2))
+        active = violations.sign_().mul_(weights)
+    return losses, active.sum(dim=2), active.sum(dim=1)
 
 
 def _by_searching(
-    positives: _Positives,
-    needed: torch.Tensor,
-    times: torch.Tensor | None,
-    floor: float,
-    ceiling: float | None,
-    gradient: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sorts the positives of each anchor, so that those that violate a negative are a range of them, found by searching."""
+    positives: _Positives, needed: torch.Tensor, times: torch.Tensor | None, floor: float, ceiling: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `_by_comparing`: sorts the positives of an anchor, so that those that violate a negative are a range of them."""
     # Running sums lose digits where few of many count, so they are double (where there is double).
     wide = torch.float32 if needed.device.type == "mps" else torch.float64
     reach, order = positives.distances.sort(dim=1)
     weights = positives.weights.gather(1, order).to(wide)
     running_weights = _running_sum(weights)
-    running_sums = _running_sum(torch.where(weights > 0, weights * reach, 0))
+    running_sums = _running_sum((weights * reach).where(weights > 0, 0))
 
     first = torch.searchsorted(reach, needed + floor, right=True)
     last = torch.full_like(first, reach.shape[1]) if ceiling is None else torch.searchsorted(reach, needed + ceiling)
     last = torch.maximum(first, last)
-    counts = running_weights.gather(1, last) - running_weights.gather(1, first)  # how many violate each negative
-    losses = running_sums.gather(1, last) - running_sums.gather(1, first) - torch.where(counts > 0, counts * needed, 0)
+    violating = running_weights.gather(1, last) - running_weights.gather(1, first)
+    losses = running_sums.gather(1, last) - running_sums.gather(1, first)
+    losses -= (violating * needed).where(needed != torch.inf, 0)
 
-    times = torch.ones_like(counts) if times is None else times.to(wide)
+    times = torch.ones_like(losses) if times is None else times.to(wide)
     steps = torch.zeros_like(running_sums).scatter_add_(1, first, times).scatter_add_(1, last, -times)
-    violated = weights * steps.cumsum(dim=1)[:, :-1]  # by each positive
-    if gradient is not None:
-        gradient.sub_(times * counts)
-        gradient.scatter_add_(1, positives.columns.gather(1, order), violated.to(gradient.dtype))
-    return (times * losses).sum(dim=1).to(needed.dtype), violated.sum(dim=1).long()
+    violated = torch.zeros_like(weights).scatter_(1, order, weights * steps.cumsum(dim=1)[:, :-1])
+    return (times * losses).sum(dim=1), violated, times * violating
 
 
 def _running_sum(values: torch.Tensor) -> torch.Tensor:
@@ -160,10 +152,12 @@ def _running_sum(values: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(values.cumsum(dim=1), (1, 0))
 
 
-def _row_blocks(matrix: torch.Tensor) -> Iterator[slice]:
+def _row_blocks(matrix: torch.Tensor, numbers_per_element: int) -> list[slice]:
     num_rows, num_columns = matrix.shape
-    step = max(1, BLOCK_ELEMENTS // max(1, num_columns)) if matrix.device.type == "cpu" else max(1, num_rows)
-    return (slice(start, start + step) for start in range(0, num_rows, step))
+    step = num_rows
+    if matrix.device.type == "cpu":
+        step = BLOCK_ELEMENTS // max(1, num_columns * numbers_per_element)
+    return [slice(start, start + max(1, step)) for start in range(0, num_rows, max(1, step))]
 
 
 def margin_for_class_pairs(merge_thresholds: torch.Tensor, spreads: torch.Tensor, beta: float, power: int) -> torch.Tensor:

@@ -90,17 +90,19 @@ class DynamicMarginMiner(BaseMiner):
             shape = torch.broadcast_shapes(anchor_labels.shape, negative_labels.shape)
             return torch.full(shape, self.initial_margin, dtype=torch.float64, device=anchor_labels.device)
         thresholds = self.tree.merge_thresholds(anchor_labels, negative_labels)
-        spreads = self.tree.class_spreads(anchor_labels)
-        return margin_for_class_pairs(thresholds, spreads, self.beta, self.distance.power)
+        return self._margins_of(thresholds, self.tree.class_spreads(anchor_labels))
 
     @torch.no_grad()
     def margin_matrix(self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`margins` of labels (B,) and ref_labels (R,): (B, R) of `dtype`."""
+        if not self.tree.is_fitted:
+            return torch.full((len(labels), len(ref_labels)), self.initial_margin, dtype=dtype, device=labels.device)
         if labels.device.type != "cpu":  # the number of distinct labels is not known there without waiting
-            return self.margins(labels.unsqueeze(1), ref_labels).to(dtype)
+            return self._margins_of(*self.tree.margin_terms(labels, ref_labels)).to(dtype)
         classes, rows = labels.unique(return_inverse=True)
-        ref_classes, columns = ref_labels.unique(return_inverse=True)
-        return self.margins(classes.unsqueeze(1), ref_classes).to(dtype)[:, columns][rows]
+        ref_classes, columns = (classes, rows) if ref_labels is labels else ref_labels.unique(return_inverse=True)
+        margins = self._margins_of(*self.tree.margin_terms(classes, ref_classes)).to(dtype)
+        return margins.index_select(1, columns).index_select(0, rows)
 
     def has_margins_of(self, other: DynamicMarginMiner) -> bool:
         """Whether both give every pair of classes the same margin."""
@@ -145,6 +147,9 @@ class DynamicMarginMiner(BaseMiner):
             return wanted
 
         return triplets_where(matches, negatives)
+
+    def _margins_of(self, merge_thresholds: torch.Tensor, spreads: torch.Tensor) -> torch.Tensor:
+        return margin_for_class_pairs(merge_thresholds, spreads, self.beta, self.distance.power)
 
     def _set_stats(self, distances: torch.Tensor, matches: torch.Tensor, differs: torch.Tensor) -> None:
         """Means over all triplets, each pair weighted by the number of triplets it stands in."""

@@ -11,8 +11,6 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from ._pml import get_matches_and_diffs
-
 Triplets: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 PairTuple: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -31,14 +29,6 @@ class Pairs(NamedTuple):
     num_negatives: torch.Tensor
     most_positives: int | None
 
-    @classmethod
-    def of(cls, positives: torch.Tensor, negatives: torch.Tensor) -> Pairs:
-        """From the two matrices alone."""
-        most = None
-        if positives.device.type == "cpu":  # looking is free
-            most = int(_count(positives > 0).max()) if positives.numel() else 0
-        return cls(positives, negatives, _count(positives), _count(negatives), most)
-
     def num_triplets(self) -> torch.Tensor:
         """How many there are, an int64 scalar."""
         return (self.num_positives * self.num_negatives).sum()
@@ -46,15 +36,22 @@ class Pairs(NamedTuple):
 
 def pairs_of_labels(labels: torch.Tensor, ref_labels: torch.Tensor) -> Pairs:
     """All pairs of a batch; a sample is no positive of itself (`ref_labels is labels`)."""
-    matches, differs = get_matches_and_diffs(labels, ref_labels)
-    return Pairs.of(matches.bool(), differs.bool())
+    matches = labels.unsqueeze(1) == ref_labels
+    differs = ~matches
+    num_matches = matches.sum(dim=1, dtype=torch.int32).long()  # as int32, which is many times faster
+    num_differs = len(ref_labels) - num_matches
+    if ref_labels is labels:
+        matches.fill_diagonal_(False)
+        num_matches -= 1
+    return Pairs(matches, differs, num_matches, num_differs, _most(num_matches))
 
 
 def pairs_of_tuple(indices_tuple: PairTuple, num_anchors: int, num_refs: int) -> Pairs:
     """The pairs of a tuple (anchors, positives, anchors, negatives), each as often as it is there."""
     a1, positives, a2, negatives = indices_tuple
-    matrices = (_count_pairs(*pairs, num_anchors, num_refs) for pairs in ((a1, positives), (a2, negatives)))
-    return Pairs.of(*matrices)
+    counts = [_count_pairs(*pairs, num_anchors, num_refs) for pairs in ((a1, positives), (a2, negatives))]
+    numbers = [torch.bincount(anchors, minlength=num_anchors) for anchors in (a1, a2)]
+    return Pairs(*counts, *numbers, _most((counts[0] > 0).sum(dim=1)))
 
 
 def all_triplets(labels: torch.Tensor, ref_labels: torch.Tensor) -> Triplets:
@@ -91,9 +88,11 @@ def triplets_where(matches: torch.Tensor, negatives: Callable[[torch.Tensor, tor
     return anchor, positive, negative
 
 
-def _count(pairs: torch.Tensor) -> torch.Tensor:
-    """The sums of rows (B, R), int64. Booleans are summed as int32, which is many times faster."""
-    return pairs.sum(dim=1, dtype=torch.int32).long() if pairs.dtype == torch.bool else pairs.sum(dim=1)
+def _most(numbers: torch.Tensor) -> int | None:
+    """The largest, where looking is free."""
+    if numbers.device.type != "cpu":
+        return None
+    return int(numbers.max()) if len(numbers) else 0
 
 
 def _count_pairs(anchors: torch.Tensor, others: torch.Tensor, num_anchors: int, num_refs: int) -> torch.Tensor:

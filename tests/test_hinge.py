@@ -155,7 +155,8 @@ def test_large_batches_lose_no_digits_in_float32():
     distances = 1 + 1e-3 * torch.rand(4, 20_000, generator=generator)
     labels = torch.arange(20_000) % 10
     positives = labels[:4].unsqueeze(1) == labels
-    pairs = Pairs.of(positives, ~positives)
+    numbers = positives.sum(dim=1), (~positives).sum(dim=1)
+    pairs = Pairs(positives, ~positives, *numbers, None)
     margins = torch.full_like(distances, 1e-4)
     results = [hinge.hinge_sums(d, m, pairs)[0] for d, m in ((distances, margins), (distances.double(), margins.double()))]
     torch.testing.assert_close(results[0].double(), results[1], rtol=1e-3, atol=0)
