@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ._pml import BaseMiner, LpDistance
-from .distances import distance_matrix
 from .hinge import margin_for_class_pairs
 from .inputs import full_precision, prepare_inputs
 from .labels import Labels, label_tensor
@@ -131,7 +130,7 @@ class DynamicMarginMiner(BaseMiner):
             raise ValueError("ref_labels are required with ref_emb: the margins belong to class pairs")
         pairs = pairs_of_labels(labels, ref_labels)
         matches, differs = pairs.positives, pairs.negatives
-        distances = distance_matrix(self.distance, embeddings, ref_emb)
+        distances = self.distance(embeddings, ref_emb)  # PML's own, so that ties fall as they do there
         margins = self.margin_matrix(labels, ref_labels, distances.dtype)
         self._set_stats(distances, matches, differs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -71,9 +71,9 @@ class AnchorNeighborSampler(BatchSampler):
         self.samples_per_class = integer_at_least(1, "samples_per_class", samples_per_class)
         self.labels = _sample_labels(labels)
         # Samples sorted by class: those of class c are order[start[c] : start[c] + count[c]].
-        self.classes, counts = np.unique(self.labels, return_counts=True)
+        self.classes, self._counts = np.unique(self.labels, return_counts=True)
         self._order = np.argsort(self.labels, kind="stable")
-        self._bounds = np.concatenate([[0], np.cumsum(counts)])
+        self._starts = np.cumsum(self._counts) - self._counts
         self._check_classes()
 
         batch_size = self.num_anchors * self.neighborhood_size * self.samples_per_class
@@ -96,40 +96,50 @@ class AnchorNeighborSampler(BatchSampler):
         generator = np.random.default_rng([self.seed, self._epoch])
         self._epoch += 1
         for _ in range(self.batches_per_epoch):
-            classes = self._draw_classes(generator)
-            yield np.concatenate([self._draw_samples(position, generator) for position in classes]).tolist()
+            classes = np.array(self._draw_classes(generator))
+            yield self._draw_samples(classes, generator).ravel().tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next `iter()` epoch `epoch` (0, 1, ...), with a walk of its own."""
         self._epoch = integer_at_least(0, "epoch", epoch)
         self._walk = self._walk[:0]
 
-    def _draw_samples(self, position: int, generator: np.random.Generator) -> np.ndarray:
-        samples = self._order[self._bounds[position] : self._bounds[position + 1]]
-        too_few = len(samples) < self.samples_per_class
-        return generator.choice(samples, self.samples_per_class, replace=too_few)
+    def _draw_samples(self, classes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """Samples of classes (K,): (K, samples_per_class), by Floyd's algorithm for all classes at a time.
+
+        The j-th draw is one of the first `n - t + j + 1` samples; if it is there already, the last of these is not.
+        """
+        counts, wanted = self._counts[classes], self.samples_per_class
+        enough = counts >= wanted
+        choices = np.where(enough, counts - wanted + np.arange(1, wanted + 1)[:, np.newaxis], counts)  # (t, K)
+        draws = (generator.random(choices.shape) * choices).astype(np.int64)
+        for place in range(1, wanted):
+            again = (draws[:place] == draws[place]).any(axis=0) & enough
+            draws[place] = np.where(again, choices[place] - 1, draws[place])
+        return self._order[(self._starts[classes] + draws).T]
 
     def _draw_classes(self, generator: np.random.Generator) -> list[int]:
         """The class positions of the next batch, group by group; moves the walk on."""
-        num_classes, batch_classes = len(self.classes), self.num_anchors * self.neighborhood_size
-        neighbors = self._neighbors()
-        enough = neighbors is not None and neighbors.shape[1] >= batch_classes - 1
-        fallback = self._walk[:0] if enough else generator.permutation(num_classes)
-
+        batch_classes = self.num_anchors * self.neighborhood_size
         rest = len(self._walk)  # what this round of the walk still holds
         walk = self._walk
         if rest < batch_classes:  # the next round may have to begin inside this batch
-            walk = np.concatenate([walk, generator.permutation(num_classes)])
-        classes, used = self._fill_batch(walk, neighbors, fallback, num_reserved=0)
-        if used[-1] >= rest and np.count_nonzero(used < rest) < rest:
+            walk = np.concatenate([walk, generator.permutation(len(self.classes))])
+        ahead = walk[: 2 * batch_classes].tolist()  # enough: a class is there once or, where two rounds meet, twice
+        classes, used = self._fill_batch(ahead, generator, num_reserved=0)
+        if used[-1] >= rest and sum(place < rest for place in used) < rest:
             # Some class was skipped at the end of its round, and others would be anchors twice before it is one.
-            classes, used = self._fill_batch(walk, neighbors, fallback, num_reserved=min(rest, self.num_anchors))
-        self._walk = np.delete(walk if used[-1] >= rest else self._walk, used)
+            reserved = min(rest, self.num_anchors)
+            classes, used = self._fill_batch(ahead, generator, num_reserved=reserved)
+        walk = walk if used[-1] >= rest else self._walk
+        skipped = sorted(set(range(used[-1])).difference(used))
+        self._walk = walk[used[-1] + 1 - len(skipped) :]
+        self._walk[: len(skipped)] = [ahead[place] for place in skipped]
         return classes
 
     def _fill_batch(
-        self, walk: np.ndarray, neighbors: np.ndarray | None, fallback: np.ndarray, num_reserved: int
-    ) -> tuple[list[int], np.ndarray]:
+        self, walk: list[int], generator: np.random.Generator, num_reserved: int
+    ) -> tuple[list[int], list[int]]:
         """One batch: its class positions, and the places of the walk (ascending) that became its anchors.
 
         The first `num_reserved` classes of the walk are kept free to be anchors. An example, with groups of two: in a walk
@@ -137,20 +147,29 @@ class AnchorNeighborSampler(BatchSampler):
         2, and 8 stays in the walk. If 5, 8 are the last of their round, 8 is reserved, and the batch is 5, its next nearest,
         8, and the nearest of 8.
         """
-        taken = set(walk[:num_reserved].tolist())
+        neighbors = self._neighbors()
+        taken = set(walk[:num_reserved])
+        strangers = self._strangers(generator)
         classes: list[int] = []
         used: list[int] = []
-        for place, anchor in enumerate(walk.tolist()):
+        for place, anchor in enumerate(walk):
             if len(used) == self.num_anchors:
                 break
             if anchor in taken and place >= num_reserved:
                 continue
             used.append(place)
             taken.add(anchor)
+            classes.append(anchor)
             wanted = self.neighborhood_size - 1
-            near = _take_free(fallback if neighbors is None else neighbors[anchor], taken, wanted)
-            classes += [anchor, *near, *_take_free(fallback, taken, wanted - len(near))]
-        return classes, np.array(used)
+            if neighbors is not None:
+                wanted -= _take_free(neighbors[anchor].tolist(), taken, wanted, classes)
+            _take_free(strangers, taken, wanted, classes)
+        return classes, used
+
+    def _strangers(self, generator: np.random.Generator) -> Iterator[int]:
+        """Random classes, different ones, and enough for a batch even if it has all of its classes already."""
+        enough = 2 * self.num_anchors * self.neighborhood_size
+        yield from generator.choice(len(self.classes), min(enough, len(self.classes)), replace=False).tolist()
 
     def _neighbors(self) -> np.ndarray | None:
         """The tree's nearest classes (C, k) as positions, or None while it is not fitted; converted once per fit."""
@@ -192,13 +211,16 @@ def _sample_labels(labels: Labels) -> np.ndarray:
     return array
 
 
-def _take_free(candidates: np.ndarray, taken: set[int], wanted: int) -> list[int]:
-    """The first `wanted` candidates that are not taken; from now on they are."""
-    found: list[int] = []
-    for candidate in candidates.tolist() if wanted else ():
+def _take_free(candidates: Iterable[int], taken: set[int], wanted: int, classes: list[int]) -> int:
+    """Moves the first `wanted` candidates that are not taken into `classes`, and says how many they were."""
+    found = 0
+    if wanted == 0:
+        return 0
+    for candidate in candidates:
         if candidate not in taken:
-            found.append(candidate)
             taken.add(candidate)
-            if len(found) == wanted:
+            classes.append(candidate)
+            found += 1
+            if found == wanted:
                 break
     return found
