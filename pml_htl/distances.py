@@ -1,4 +1,4 @@
-"""The B x R matrix of distances: that of PML's `LpDistance`, at two thirds of its cost and with zeros where points coincide."""
+"""The B x R matrix of distances: that of PML's `LpDistance` at two thirds of its cost, and zero where points coincide."""
 
 from __future__ import annotations
 

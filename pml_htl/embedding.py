@@ -75,12 +75,18 @@ def kept_random_states() -> Iterator[None]:
 
 @contextmanager
 def _eval_mode(models: list[torch.nn.Module]) -> Iterator[None]:
-    """All modules in eval mode; afterwards each is as it was, also those that were frozen one by one."""
+    """All modules in eval mode; afterwards each is as it was, also those that were frozen one by one.
+
+    Modes are changed by `train()` and `eval()`, since modules may do more there (LoRA layers merge their weights).
+    """
+    trained = [model for model in models if model.training]
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
             model.eval()
         yield
     finally:
+        for model in trained:
+            model.train()
         for module, training in modes:
             module.training = training

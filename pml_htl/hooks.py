@@ -15,7 +15,7 @@ from .embedding import Batches, collect_statistics, make_loader, subset_per_clas
 from .labels import Labels, integer_at_least, label_tensor
 from .samplers import AnchorNeighborSampler
 from .statistics import ClassStatistics
-from .trainers import compare_labels, embed_batches, labels_of_samples, part_of_embedding
+from .trainers import compare_classes, compare_labels, embed_batches, labels_of_samples, part_of_embedding
 from .tree import ClassTree
 
 
@@ -24,12 +24,13 @@ class TreeRefresh:
 
     Each refresh is one pass over `dataset` in eval mode without gradients, batch by batch into the class statistics, so
     that memory is O(C D). Afterwards every module is in the mode it was in, all random states are what they were, and the
-    trainer's next batch is drawn from the new tree. If anything fails the error goes on to the caller and the old tree
-    stays.
+    trainer's next batch is drawn from the new tree if its sampler has it. If embedding or fitting fails the error goes on to
+    the caller and the old tree stays.
 
     It embeds and labels samples the way the trainer does (collate function, getter, label mapping, hierarchy level). With
     `TwoStreamMetricLoss` both streams count; with `CascadedEmbeddings` the tree is that of the slice which its loss sees.
-    The first refresh compares the labels of sampler, tree, trainer and data set.
+    In a trainer the first refresh compares the labels of sampler, tree, trainer and data set; in a plain loop each compares
+    those of the data set with `labels`, if they are given.
 
     Args:
         tree: the tree that sampler and loss share.
@@ -40,7 +41,8 @@ class TreeRefresh:
         every_n_iterations: instead, how many iterations from one to the next, also within an epoch; the trainer needs
             `end_of_iteration_hook=refresh.end_of_iteration_hook` too then.
         samples_per_class: embed at most so many samples of each class, others each time; default all.
-        labels: (N,) of `dataset`, by which these are chosen; default those of the trainer's `AnchorNeighborSampler`.
+        labels: (N,) of `dataset`, by which these are chosen; default those of the trainer's `AnchorNeighborSampler`. `HTL`
+            gives its own.
         seed: of that choice.
         batch_size, num_workers: of the pass over `dataset`; `num_workers=None` takes the trainer's number.
         tensorboard_writer: a `SummaryWriter` that gets a picture of each new tree, as "class_tree". Needs matplotlib.
@@ -159,7 +161,8 @@ class TreeRefresh:
                 inputs, labels = batch if data_and_label_getter is None else data_and_label_getter(batch)
                 yield model(to_device(inputs, device=device, dtype=dtype)), labels
 
-        self._fit([model], batches(), check=lambda statistics: None, step=self.num_refreshes)
+        self._fit([model], batches(), check=self._compare_given_labels)
+        self._draw(step=self.num_refreshes - 1)
 
     def _refresh_in(self, trainer: Any) -> None:
         is_first = self.num_refreshes == 0
@@ -174,14 +177,13 @@ class TreeRefresh:
         loader = self._loader(num_workers, trainer.collate_fn, labels)
         batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
         step = trainer.get_global_iteration() + 1 if hasattr(trainer, "iteration") else 0
-        self._fit(list(trainer.models.values()), batches, check, step)
-        if hasattr(trainer, "dataloader"):
+        self._fit(list(trainer.models.values()), batches, check)
+        if hasattr(trainer, "dataloader") and getattr(sampler, "tree", None) is self.tree:
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
             trainer.dataloader_iter = _anew(trainer.dataloader)
+        self._draw(step)
 
-    def _fit(
-        self, models: list[torch.nn.Module], batches: Batches, check: Callable[[ClassStatistics], None], step: int
-    ) -> None:
+    def _fit(self, models: list[torch.nn.Module], batches: Batches, check: Callable[[ClassStatistics], None]) -> None:
         start = time.perf_counter()
         statistics = collect_statistics(models, batches)
         check(statistics)
@@ -189,10 +191,18 @@ class TreeRefresh:
         self.tree.refresh_seconds = time.perf_counter() - start
         self.seconds += self.tree.refresh_seconds
         self.num_refreshes += 1
+
+    def _draw(self, step: int) -> None:
         if self.tensorboard_writer is not None:
             from . import plots
 
             plots.add_to_tensorboard(self.tree, self.tensorboard_writer, step)
+
+    def _compare_given_labels(self, statistics: ClassStatistics) -> None:
+        """In a plain loop: the labels given are all there is to compare with."""
+        if self.labels is not None:
+            advice = "give TreeRefresh the whole training set and its labels, or HTL the labels that the loop uses"
+            compare_classes(statistics.labels.cpu(), torch.from_numpy(self.labels).unique(), "the refresh was given", advice)
 
     def _loader(
         self, num_workers: int, collate_fn: Callable[..., Any] | None, known_labels: np.ndarray | None

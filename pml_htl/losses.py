@@ -49,7 +49,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
 
     Recorded, beside what PML's classes record: `margin`, the mean over the triplets of the last batch; with `collect_stats`
     also `min_margin`, `max_margin`, and `active_share`, the share of triplets with a loss above zero. The tree records
-    itself. A warning comes once if no triplet has been active for 100 batches, and once if a miner of `type_of_triplets`
+    itself. A warning comes once if no triplet has counted for 100 batches, and once if a miner of `type_of_triplets`
     "all" has chosen the triplets that make up this loss anyway.
 
     Raises:
@@ -181,6 +181,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     ) -> dict[str, dict[str, Any]]:
         anchors, positives, negatives = self._triplets(labels, indices_tuple, ref_labels)
         if len(anchors) == 0:
+            self._note_active(torch.zeros((), dtype=torch.int64, device=embeddings.device))
             return self.zero_losses()
         distances = distance_matrix(self.distance, embeddings, ref_emb)
         to_positive, to_negative = distances[anchors, positives], distances[anchors, negatives]
@@ -217,13 +218,19 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         if self.collect_stats:
             self.min_margin, self.max_margin = (float(limit) for limit in margin_range())
             self.active_share = float(active_share())
+        self._note_active(num_active)
+
+    def _note_active(self, num_active: torch.Tensor) -> None:
         # A refresh has made everyone wait anyway, so after it the watch may look at the device.
+        nodes = self.miner.tree.nodes
         self._watch.note(num_active, look=nodes is not self._known_nodes)
         self._known_nodes = nodes
 
     def _warn_of_redundant_miner(self, indices_tuple: tuple[torch.Tensor, ...]) -> None:
         miner = getattr(indices_tuple[0], MINED_BY, None)
-        if self._has_warned_of_miner or miner is None or miner.type_of_triplets != "all" or self.swap or self.smooth_loss:
+        if self._has_warned_of_miner or miner is None or miner.type_of_triplets != "all":
+            return
+        if self.swap or self.smooth_loss or self.triplets_per_anchor != "all":
             return
         sums_active_ones = type(reducer_of_triplets(self.reducer)) in (AvgNonZeroReducer, SumReducer)
         if sums_active_ones and miner.has_margins_of(self.miner):

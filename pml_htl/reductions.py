@@ -112,7 +112,8 @@ def _mean(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
 def _class_weighted(reducer: ClassWeightedReducer, losses: HingeLosses) -> Reduction:
     sums, counts = losses.sums()
     reducer.weights = reducer.weights.to(sums)  # moved once, as PML does
-    weights = reducer.weights[losses.labels]
+    has_triplets = losses.pairs.num_positives * losses.pairs.num_negatives > 0
+    weights = reducer.weights[losses.labels.where(has_triplets, 0)]  # only these labels need a weight
     num_triplets = losses.pairs.num_triplets()
     return Reduction((sums * weights).sum() / num_triplets.clamp(min=1), num_triplets, counts.sum())
 

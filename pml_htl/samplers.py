@@ -137,9 +137,7 @@ class AnchorNeighborSampler(BatchSampler):
         self._walk[: len(skipped)] = [ahead[place] for place in skipped]
         return classes
 
-    def _fill_batch(
-        self, walk: list[int], generator: np.random.Generator, num_reserved: int
-    ) -> tuple[list[int], list[int]]:
+    def _fill_batch(self, walk: list[int], generator: np.random.Generator, num_reserved: int) -> tuple[list[int], list[int]]:
         """One batch: its class positions, and the places of the walk (ascending) that became its anchors.
 
         The first `num_reserved` classes of the walk are kept free to be anchors. An example, with groups of two: in a walk

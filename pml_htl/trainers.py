@@ -35,23 +35,25 @@ def embed_batches(trainer: Any, loader: DataLoader[Any], part: slice) -> Iterato
 
 
 def part_of_embedding(trainer: Any, tree: ClassTree) -> slice:
-    """The columns that the loss with this tree sees: all of them, but for a slice with `CascadedEmbeddings`.
+    """The columns that the loss or miner with this tree sees: all of them, but for a slice with `CascadedEmbeddings`.
 
     Raises:
-        ValueError: losses of several slices share the tree.
+        ValueError: losses or miners of several slices share the tree.
     """
     sizes = getattr(trainer, "embedding_sizes", None)
     if sizes is None:
         return slice(None)
-    owners = [name for name, loss in trainer.loss_funcs.items() if any(module is tree for module in loss.modules())]
-    if len(owners) > 1:
+    parts = {**trainer.loss_funcs, **trainer.mining_funcs}
+    owners = [name for name, part in parts.items() if name[-1].isdigit() and any(m is tree for m in part.modules())]
+    places = {int(name.rsplit("_", 1)[1]) for name in owners}  # PML's names: metric_loss_0, tuple_miner_0, ...
+    if len(places) > 1:
         raise ValueError(
             f"{' and '.join(owners)} share one class tree, but each sees another slice of the embedding; "
             "give each loss a tree (an HTL) of its own, and a TreeRefresh for each, chained by `then`"
         )
     if not owners:
         return slice(None)
-    place = int(owners[0].rsplit("_", 1)[1])  # PML's name is metric_loss_0, metric_loss_1, ...
+    (place,) = places
     start = sum(sizes[:place])
     return slice(start, start + sizes[place])
 
@@ -95,7 +97,7 @@ def compare_labels(found: torch.Tensor, trainer: Any, samples: torch.Tensor | No
     """
     if isinstance(trainer.sampler, AnchorNeighborSampler):
         advice = f"{CHANGE_SAMPLER}, or give TreeRefresh the whole training set"
-        _compare(found, label_tensor(trainer.sampler.classes), "the AnchorNeighborSampler", advice)
+        compare_classes(found, label_tensor(trainer.sampler.classes), "the AnchorNeighborSampler", advice)
     if samples is not None:
         unknown = samples[~torch.isin(samples, found)]
         if len(unknown):
@@ -105,10 +107,11 @@ def compare_labels(found: torch.Tensor, trainer: Any, samples: torch.Tensor | No
             )
     if tree is not None and tree.is_fitted:
         advice = "change the trainer's label mapping to the labels of that tree, or begin with a new ClassTree"
-        _compare(found, tree.labels.cpu(), "the class tree, as it was fitted or loaded before,", advice)
+        compare_classes(found, tree.labels.cpu(), "the class tree, as it was fitted or loaded before,", advice)
 
 
-def _compare(found: torch.Tensor, known: torch.Tensor, owner: str, advice: str) -> None:
+def compare_classes(found: torch.Tensor, known: torch.Tensor, owner: str, advice: str) -> None:
+    """Raises a `ValueError` with `advice` unless the classes found in the refresh's data set are those that `owner` has."""
     for some, others, which in ((found, known, f"{owner} lacks"), (known, found, "the data set lacks")):
         missing = some[~torch.isin(some, others)]
         if len(missing):

@@ -298,8 +298,9 @@ class ClassTree(torch.nn.Module):
             missing += [name for name in _STATE if name not in saved]
         missing_keys += [prefix + name for name in missing]
         unexpected_keys += unexpected
-        # The lists also hold what modules before this one found wrong: loading will fail, so nothing is written.
-        if missing or (strict and (missing_keys or unexpected_keys or error_msgs)):
+        # The lists also hold what other modules found. Their missing and unexpected keys are no error if the caller is not
+        # strict, which torch does not tell here; an error message is one in any case.
+        if missing or error_msgs:
             return
         problem = self._problem_with(state_dict[prefix + "format_version"], saved)
         if problem:

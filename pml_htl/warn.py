@@ -30,7 +30,8 @@ class IdleWatch:
         if self._num_batches >= PATIENCE and may_look and int(self._num_idle) >= PATIENCE:
             self._has_warned = True
             warnings.warn(
-                f"no triplet has violated its margin in the last {int(self._num_idle)} batches, so there was nothing to "
-                "learn from them: the training is done, or beta (initial_margin before the first refresh) is too small",
+                f"no triplet has given a loss in the last {int(self._num_idle)} batches, so there was nothing to learn from "
+                "them: the training is done, beta (initial_margin before the first refresh) is too small, or the batches "
+                "have a single sample of each class",
                 stacklevel=2,
             )

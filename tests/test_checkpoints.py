@@ -53,7 +53,6 @@ BAD = {
         lambda: {**fitted().state_dict(), "miner.tree.format_version": torch.tensor(2)},
         r"format version is 2, this version of pml-htl reads 1",
     ),
-    "a tree and more": (lambda: {**fitted().state_dict(), "proxies": torch.ones(3)}, r"Unexpected.*proxies"),
     "a tree and less": (
         lambda: {name: value for name, value in fitted().state_dict().items() if not name.endswith("spreads")},
         r"Missing.*miner\.tree\.spreads",
@@ -84,3 +83,24 @@ def test_a_truncated_file_is_an_error_and_changes_nothing(share, tmp_path):
         load_model(loss, path, DEVICE)
     assert not isinstance(caught.value, KeyError)
     assert same_state(before, loss.state_dict())
+
+
+class Model(torch.nn.Module):
+    """A network that holds its loss, and perhaps another head."""
+
+    def __init__(self, loss, *heads):
+        super().__init__()
+        for head in heads:
+            self.add_module(head, torch.nn.Linear(2, 2))
+        self.loss = loss
+
+
+@pytest.mark.parametrize("saved, loaded", [((), ("new",)), (("old",), ()), (("old",), ("new",))])
+def test_keys_of_other_modules_do_not_keep_a_tree_from_loading(saved, loaded):
+    state = Model(fitted(), *saved).state_dict()
+    model = Model(loss_with(ClassTree()), *loaded)
+    found = model.load_state_dict(state, strict=False)
+    assert len(found.missing_keys) == 2 * len(loaded) and len(found.unexpected_keys) == 2 * len(saved)
+    assert same_state(model.loss.state_dict(), {name.removeprefix("loss."): state[name] for name in state if "loss" in name})
+    with pytest.raises(RuntimeError, match="new.weight" if loaded else "old.weight"):
+        model.load_state_dict(state)

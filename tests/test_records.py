@@ -165,6 +165,15 @@ def test_batches_without_an_active_triplet_are_told_once(options):
     assert len(messages(caught)) == 1 and "in the last 100 batches" in messages(caught)[0]
 
 
+def test_batches_without_a_mined_triplet_count_as_idle():
+    embeddings, labels = torch.eye(4).repeat_interleave(3, dim=0), torch.arange(4).repeat_interleave(3)
+    miner = DynamicMarginMiner(ClassTree(), initial_margin=0.1, type_of_triplets="semihard")
+    loss = HierarchicalTripletLoss(miner)
+    with pytest.warns(UserWarning, match="no triplet has given a loss in the last 100 batches"):
+        for _ in range(100):
+            loss(embeddings, labels, miner(embeddings, labels))
+
+
 def test_a_redundant_tuple_miner_is_told_once_and_no_other():
     embeddings, labels = torch.randn(24, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6).repeat(4)
     tree = ClassTree().fit_embeddings(embeddings, labels)
@@ -175,6 +184,7 @@ def test_a_redundant_tuple_miner_is_told_once_and_no_other():
         (miner, DynamicMarginMiner(ClassTree()), {}),
         (miner, same, {"smooth_loss": True}),
         (miner, same, {"swap": True}),
+        (miner, same, {"triplets_per_anchor": 2}),
         (miner, same, {"reducer": reducers.MeanReducer()}),
     ]
     with warnings.catch_warnings(record=True) as caught:

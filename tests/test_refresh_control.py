@@ -255,7 +255,66 @@ def test_all_parts_can_be_pickled_for_spawned_processes():
     assert next(iter(copied.sampler)) == next(iter(htl.sampler))
 
 
+def test_a_loader_whose_sampler_does_not_have_the_tree_goes_on():
+    """Otherwise a shuffled epoch would begin anew after each refresh, and some samples would never be seen."""
+    seen = []
+
+    class Watched(TensorDataset):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    htl = make_htl(LABELS)
+    hook = TreeRefresh(htl.tree, DATASET, every_n_iterations=1, warmup_epochs=0, num_workers=0)
+    trainer = make_trainer(
+        htl,
+        Watched(INPUTS, LABELS),
+        hook,
+        sampler=None,
+        iterations_per_epoch=None,
+        end_of_iteration_hook=hook.end_of_iteration_hook,
+    )
+    hook.num_refreshes = 1  # the first one looks at some samples
+    trainer.train(num_epochs=1)
+    assert hook.num_refreshes == 1 + len(LABELS) // htl.batch_size == 1 + trainer.iterations_per_epoch
+    assert len(seen) == len(set(seen)) == len(LABELS) // htl.batch_size * htl.batch_size
+
+
+class Merging(torch.nn.Linear):
+    """As LoRA layers do, it has two forms of its weights and changes between them with its mode."""
+
+    def train(self, mode=True):
+        self.weight.requires_grad_(mode)
+        return super().train(mode)
+
+
+def test_modules_that_do_more_when_their_mode_changes_are_back():
+    model = torch.nn.Sequential(Merging(10, 4), torch.nn.Dropout().eval())
+    TreeRefresh(ClassTree(), DATASET).refresh(model)
+    assert model[0].weight.requires_grad and model[0].training and not model[1].training
+
+
+def test_a_picture_that_cannot_be_written_comes_after_all_else():
+    class Full:
+        def add_figure(self, *args, **kwargs):
+            raise OSError("disk full")
+
+    htl = make_htl(LABELS)
+    hook = htl.refresh_hook(DATASET, tensorboard_writer=Full(), warmup_epochs=0)
+    trainer = make_trainer(htl, DATASET, hook)
+    trainer.initialize_dataloader()
+    iterator = trainer.dataloader_iter
+    with pytest.raises(OSError, match="disk full"):
+        hook.before_training(trainer)
+    assert htl.tree.is_fitted and hook.num_refreshes == 1 and trainer.dataloader_iter is not iterator
+
+
 # In a plain loop
+
+
+def test_a_plain_loop_compares_the_labels_with_those_given():
+    with pytest.raises(ValueError, match="the refresh was given has 24: the refresh was given lacks"):
+        make_htl(LABELS + 1).refresh_hook(DATASET).refresh(torch.nn.Linear(10, 4))
 
 
 def test_a_plain_loop_has_its_getter_collate_function_and_dtype():

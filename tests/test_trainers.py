@@ -100,6 +100,21 @@ def test_cascaded_embeddings_refuse_one_tree_for_two_slices():
     assert not htl.tree.is_fitted
 
 
+def test_cascaded_embeddings_find_the_slice_of_a_tree_in_a_tuple_miner():
+    dataset, htl, other = TensorDataset(INPUTS, LABELS), make_htl(LABELS), make_htl(LABELS)
+    options = {"embedding_sizes": [5, 3], "mining_funcs": {"tuple_miner_1": htl.miner}}
+    losses = {"metric_loss_0": TripletMarginLoss(), "metric_loss_1": TripletMarginLoss()}
+    hook = htl.refresh_hook(dataset)
+    trainer = make_trainer(htl, dataset, hook, CascadedEmbeddings, loss_funcs=losses, **options)
+    trainer.train(num_epochs=1)
+    assert same_tree(htl.tree, expected_tree(trainer, LABELS, part=slice(5, 8)))
+    losses["metric_loss_0"] = other.loss
+    options["mining_funcs"] = {"tuple_miner_1": other.miner}
+    trainer = make_trainer(other, dataset, other.refresh_hook(dataset), CascadedEmbeddings, loss_funcs=losses, **options)
+    with pytest.raises(ValueError, match="metric_loss_0 and tuple_miner_1 share one class tree"):
+        trainer.train(num_epochs=1)
+
+
 def test_cascaded_embeddings_with_the_tree_in_the_sampler_alone():
     dataset, htl = TensorDataset(INPUTS, LABELS), make_htl(LABELS)
     losses = {"metric_loss_0": TripletMarginLoss(), "metric_loss_1": TripletMarginLoss()}

@@ -238,7 +238,6 @@ def test_a_state_that_does_not_fit_changes_nothing():
     bad = {
         "nodes": incomplete,
         "format_version": {},
-        "foreign": changed(state, foreign=torch.ones(1)),
         "num_levels=16, but this tree has num_levels=4": None,
         "format version is 99": changed(state, format_version=torch.tensor(99)),
         "points outside": changed(state, nodes=state["nodes"] + 8),
