@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ._pml import LpDistance
-from .inputs import full_precision
+from .precision import full_precision
 
 
 def distance_matrix(distance: LpDistance, embeddings: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:

@@ -161,7 +161,7 @@ class TreeRefresh:
                 inputs, labels = batch if data_and_label_getter is None else data_and_label_getter(batch)
                 yield model(to_device(inputs, device=device, dtype=dtype)), labels
 
-        self._fit([model], batches(), check=self._compare_given_labels)
+        self._fit([model], batches(), self._compare_given_labels, device)
         self._draw(step=self.num_refreshes - 1)
 
     def _refresh_in(self, trainer: Any) -> None:
@@ -177,17 +177,23 @@ class TreeRefresh:
         loader = self._loader(num_workers, trainer.collate_fn, labels)
         batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
         step = trainer.get_global_iteration() + 1 if hasattr(trainer, "iteration") else 0
-        self._fit(list(trainer.models.values()), batches, check)
+        self._fit(list(trainer.models.values()), batches, check, trainer.data_device)
         if hasattr(trainer, "dataloader") and getattr(sampler, "tree", None) is self.tree:
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
             trainer.dataloader_iter = _anew(trainer.dataloader)
         self._draw(step)
 
-    def _fit(self, models: list[torch.nn.Module], batches: Batches, check: Callable[[ClassStatistics], None]) -> None:
+    def _fit(
+        self,
+        models: list[torch.nn.Module],
+        batches: Batches,
+        check: Callable[[ClassStatistics], None],
+        device: torch.device | str,
+    ) -> None:
         start = time.perf_counter()
         statistics = collect_statistics(models, batches)
         check(statistics)
-        self.tree.fit(statistics)
+        self.tree.fit(statistics, device=device)
         self.tree.refresh_seconds = time.perf_counter() - start
         self.seconds += self.tree.refresh_seconds
         self.num_refreshes += 1

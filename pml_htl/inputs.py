@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import torch
@@ -37,14 +36,6 @@ def prepare_inputs(
         ready_embeddings if ref_emb is embeddings else _at_least_float32(ref_emb),
         ready_labels if ref_labels is labels else _ready_labels(tree, ref_labels, ref_emb.device),
     )
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast off. Half precision has three digits, and a margin may be the small difference of large distances."""
-    try:
-        return torch.autocast(device.type, enabled=False)
-    except RuntimeError:  # a device without autocast
-        return nullcontext()
 
 
 def _ready_labels(tree: ClassTree, labels: torch.Tensor | None, device: torch.device) -> torch.Tensor | None:

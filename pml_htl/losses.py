@@ -11,8 +11,9 @@ import torch
 from . import _pml
 from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, SumReducer, get_random_triplet_indices
 from .distances import distance_matrix
-from .inputs import full_precision, prepare_inputs
+from .inputs import prepare_inputs
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
+from .precision import full_precision
 from .reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
 from .triplets import Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
 from .warn import IdleWatch

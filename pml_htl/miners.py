@@ -10,8 +10,9 @@ import torch
 
 from ._pml import BaseMiner, LpDistance
 from .hinge import margin_for_class_pairs
-from .inputs import full_precision, prepare_inputs
+from .inputs import prepare_inputs
 from .labels import Labels, label_tensor
+from .precision import full_precision
 from .tree import ClassTree
 from .triplets import Triplets, pairs_of_labels, triplets_where
 

@@ -148,10 +148,24 @@ class ClassStatistics:
         # In place, so that there is one array of this size.
         return (means[rows] @ means.T).mul_(-2).add_(norms[rows].unsqueeze(1)).add_(norms).clamp_(min=0)
 
+    def squared_distances_of(self, pairs: torch.Tensor) -> torch.Tensor:
+        """`d(p,q)` of some pairs (E, 2) of positions in `labels`: (E,) float64, in blocks of little memory."""
+        norms = self.mean_squared_norms
+        found = []
+        for block in pairs.to(self.device).split(2**16):
+            means = [self._sums[ends] / self.counts[ends].unsqueeze(1) for ends in block.unbind(1)]
+            found.append(norms[block].sum(dim=1) - 2 * (means[0] * means[1]).sum(dim=1))
+        return torch.cat(found).clamp_(min=0)
+
+    def is_finite(self) -> bool:
+        """Whether all sums are numbers."""
+        return bool(torch.isfinite(self._sums).all() and torch.isfinite(self._squared_norms).all())
+
     def _own_spreads(self) -> torch.Tensor:
         """`s_c` (C,), NaN for classes with fewer than two samples."""
-        within = (self.mean_squared_norms - self.means.square().sum(dim=1)).clamp(min=0)
         counts = self.counts.double()  # integers would divide to float32
+        squares_of_means = (torch.linalg.vector_norm(self._sums, dim=1) / counts).square()
+        within = (self.mean_squared_norms - squares_of_means).clamp(min=0)
         return torch.where(counts > 1, 2 * counts / (counts - 1) * within, torch.nan)
 
     def _check(self, embeddings: torch.Tensor, labels: torch.Tensor) -> None:

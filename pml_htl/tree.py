@@ -12,20 +12,10 @@ import torch
 
 from . import linkage as linkages
 from .labels import Labels, integer_at_least, label_tensor, name_some, positions
+from .merging import merge_and_find_nearest
 from .statistics import ClassStatistics
+from .tree_state import FORMAT_VERSION, NAMES, problem_with
 
-FORMAT_VERSION = 1
-_STATE_DIMENSIONS = {
-    "labels": 1,
-    "thresholds": 1,
-    "spreads": 1,
-    "average_spread": 0,
-    "nodes": 2,
-    "merge_edges": 2,
-    "merge_heights": 1,
-    "nearest_classes": 2,
-}
-_STATE = tuple(_STATE_DIMENSIONS)
 COLLAPSED_SPREAD = 1e-4
 
 
@@ -59,7 +49,12 @@ class ClassTree(torch.nn.Module):
 
     The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all. `.to(device)`
     moves it; `.half()`, `.double()` and the like leave its types as they are. Look-ups for labels on another device use a
-    copy there, made once per fit. Memory is O(C (L + max_neighbors)); fitting takes a C x C matrix for the linkage.
+    copy there, made once per fit. Memory is O(C (L + max_neighbors)).
+
+    A fit takes a float64 matrix of all class distances up to 2,048 classes. Beyond that, single linkage takes memory of
+    O(C (D + max_neighbors)) and the time of one or two products of all class means in float32: by faiss where it is
+    installed, else by torch. It is exact but for merges and neighbours whose distances differ by less than about 1e-6. The
+    other linkages take the matrix for any number of classes.
 
     Recorded by PML's hook container, 0 until there is something to tell: `d_0`, `nodes_at_level_0` .. `nodes_at_level_L`,
     and `refresh_seconds`, the duration of the last `TreeRefresh`. A fit warns, once, if the samples of each class have all
@@ -87,7 +82,7 @@ class ClassTree(torch.nn.Module):
         self.linkage = linkage
         # Marks a saved tree as one, so that a foreign file is told from the file of an unfitted tree.
         self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
-        for name in _STATE:
+        for name in NAMES:
             self.register_buffer(name, None)
         self._buffers = _Unrecorded(self._buffers)
         self._copies = _Unrecorded()  # (name, device): the state where look-ups have needed it
@@ -101,8 +96,12 @@ class ClassTree(torch.nn.Module):
         return self.labels is not None
 
     @torch.no_grad()
-    def fit(self, statistics: ClassStatistics) -> ClassTree:
+    def fit(self, statistics: ClassStatistics, *, device: torch.device | str | None = None) -> ClassTree:
         """Builds the tree from class statistics and returns it; a tree that was there is replaced, or kept on an error.
+
+        Args:
+            statistics: of all classes.
+            device: where the products of more than 2,048 class means run; default, that of the statistics.
 
         Raises:
             TypeError: `statistics` is something else.
@@ -113,12 +112,11 @@ class ClassTree(torch.nn.Module):
             raise TypeError(f"fit takes ClassStatistics, but got {type(statistics).__name__}; see also fit_embeddings")
         _check_statistics(statistics)
         average_spread = statistics.average_spread.item()
-        distances = statistics.squared_distances()
-        edges, heights = linkages.merge_classes(distances.cpu().numpy(), self.linkage)
+        num_neighbors = min(self.max_neighbors, len(statistics.labels) - 1)
+        device = statistics.device if device is None else torch.device(device)
+        merges = merge_and_find_nearest(statistics, self.linkage, num_neighbors, device)
         thresholds = linkages.merge_thresholds(average_spread, self.num_levels)
-        nodes = linkages.cut_levels(edges, heights, thresholds)
-        num_neighbors = min(self.max_neighbors, len(distances) - 1)
-        nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False).indices
+        nodes = linkages.cut_levels(merges.edges, merges.heights, thresholds)
         self._replace(
             {
                 "labels": statistics.labels,
@@ -126,9 +124,9 @@ class ClassTree(torch.nn.Module):
                 "spreads": statistics.spreads,
                 "average_spread": statistics.average_spread,
                 "nodes": torch.from_numpy(nodes),
-                "merge_edges": torch.from_numpy(edges),
-                "merge_heights": torch.from_numpy(heights),
-                "nearest_classes": nearest,
+                "merge_edges": torch.from_numpy(merges.edges),
+                "merge_heights": torch.from_numpy(merges.heights),
+                "nearest_classes": torch.from_numpy(merges.nearest),
             }
         )
         self._warn_of_collapse()
@@ -290,70 +288,23 @@ class ClassTree(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Checks everything before anything is written; what is wrong is reported the way `load_state_dict` does."""
-        saved = {name: state_dict[prefix + name] for name in _STATE if prefix + name in state_dict}
-        known = {prefix + name for name in (*_STATE, "format_version")}
+        saved = {name: state_dict[prefix + name] for name in NAMES if prefix + name in state_dict}
+        known = {prefix + name for name in (*NAMES, "format_version")}
         unexpected = [key for key in state_dict if key.startswith(prefix) and key not in known]
         missing = [] if prefix + "format_version" in state_dict else ["format_version"]
         if saved:  # an unfitted tree saves its version alone
-            missing += [name for name in _STATE if name not in saved]
+            missing += [name for name in NAMES if name not in saved]
         missing_keys += [prefix + name for name in missing]
         unexpected_keys += unexpected
         # The lists also hold what other modules found. Their missing and unexpected keys are no error if the caller is not
         # strict, which torch does not tell here; an error message is one in any case.
         if missing or error_msgs:
             return
-        problem = self._problem_with(state_dict[prefix + "format_version"], saved)
+        problem = problem_with(state_dict[prefix + "format_version"], saved, self.num_levels, self.labels)
         if problem:
             error_msgs.append(f"class tree {prefix.rstrip('.') or 'itself'}: {problem}; the tree is left as it was")
             return
-        self._replace({name: saved[name].clone() if saved else None for name in _STATE})
-
-    def _problem_with(self, version: Any, saved: dict[str, Any]) -> str | None:
-        """What keeps a saved state from being a tree of this module, or None."""
-        for name, value in (("format_version", version), *saved.items()):
-            if not isinstance(value, torch.Tensor) or value.ndim != _STATE_DIMENSIONS.get(name, 0):
-                return f"{name} is not a tensor of {_STATE_DIMENSIONS.get(name, 0)} dimensions"
-        if version != FORMAT_VERSION:
-            return f"its format version is {version.item()}, this version of pml-htl reads {FORMAT_VERSION}"
-        if not saved:
-            return None
-        num_classes, num_levels = len(saved["labels"]), len(saved["thresholds"]) - 1
-        if num_levels != self.num_levels:
-            return f"it was saved with num_levels={num_levels}, but this tree has num_levels={self.num_levels}"
-        if self.is_fitted and not torch.equal(saved["labels"].to(self.labels.device), self.labels):
-            known, others = set(self.labels.tolist()), set(saved["labels"].tolist())
-            differing = name_some(torch.tensor(sorted(known ^ others), dtype=torch.int64))
-            return (
-                f"its {num_classes} classes are not the {len(self.labels)} classes of this tree: "
-                f"only one of them has {differing}"
-            )
-        num_neighbors = saved["nearest_classes"].shape[-1]
-        shapes = {
-            "labels": (num_classes,),
-            "thresholds": (num_levels + 1,),
-            "spreads": (num_classes,),
-            "average_spread": (),
-            "nodes": (num_classes, num_levels + 1),
-            "merge_edges": (num_classes - 1, 2),
-            "merge_heights": (num_classes - 1,),
-            "nearest_classes": (num_classes, num_neighbors),
-        }
-        positions_of_classes = ("nodes", "merge_edges", "nearest_classes")
-        for name, shape in shapes.items():
-            value = saved[name]
-            dtype = torch.int64 if name in (*positions_of_classes, "labels") else torch.float64
-            if tuple(value.shape) != shape or value.dtype != dtype:
-                return f"{name} should be {dtype} of shape {shape}, but is {value.dtype} of shape {tuple(value.shape)}"
-            if name in positions_of_classes and not ((value >= 0) & (value < num_classes)).all():
-                return f"{name} points outside its {num_classes} classes"
-            if not torch.isfinite(value).all():
-                return f"{name} is not finite"
-        if (saved["labels"].diff() <= 0).any():
-            return "its labels are not sorted"
-        edges, heights, thresholds = (saved[name].cpu().numpy() for name in ("merge_edges", "merge_heights", "thresholds"))
-        if not np.array_equal(linkages.cut_levels(edges, heights, thresholds), saved["nodes"].cpu().numpy()):
-            return "its nodes are not those of its merges and thresholds"
-        return None
+        self._replace({name: saved[name].clone() if saved else None for name in NAMES})
 
 
 def _check_statistics(statistics: ClassStatistics) -> None:
@@ -364,7 +315,7 @@ def _check_statistics(statistics: ClassStatistics) -> None:
         raise ValueError(f"there are no samples of {name_some(labels[counts == 0])}; a class tree needs some of every class")
     if not (counts > 1).any():
         raise ValueError("every class has a single sample; the average spread needs at least one class with two")
-    if not torch.isfinite(statistics.means).all() or not torch.isfinite(statistics.mean_squared_norms).all():
+    if not statistics.is_finite():
         raise ValueError("the class statistics hold NaN or infinite values; the tree is left as it was")
     if statistics.average_spread > linkages.MAX_SQUARED_DISTANCE * (1 + 1e-6):
         raise ValueError(

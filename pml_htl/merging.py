@@ -1,0 +1,44 @@
+"""From class statistics to merges and neighbours: by the matrix of all class distances, or at scale without it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .linkage import merge_classes
+from .nearest import class_points, nearest_classes
+from .spanning import minimum_spanning_edges
+from .statistics import ClassStatistics
+
+MAX_MATRIX_CLASSES = 2048  # up to so many the matrix, 32 MiB, is as quick
+MIN_NEIGHBORS = 16  # shorter lists prove too few edges
+
+
+class Merges(NamedTuple):
+    """edges (C - 1, 2) int64 and heights (C - 1,) float64 as of `merge_classes`; nearest (C, k) int64, nearest first."""
+
+    edges: np.ndarray
+    heights: np.ndarray
+    nearest: np.ndarray
+
+
+def merge_and_find_nearest(statistics: ClassStatistics, linkage: str, num_neighbors: int, device: torch.device) -> Merges:
+    """The merges of all classes, and the `num_neighbors` nearest other classes of each.
+
+    With single linkage and many classes, products run in float32 on `device`, time is that of one or two products of all
+    class means, and memory O(C (D + k)). Heights are float64 there too; of edges that differ by less than about 1e-6 either
+    may be taken. Otherwise time and memory are O(C^2), and everything is float64, on the device of the statistics.
+    """
+    if linkage != "single" or len(statistics.labels) <= MAX_MATRIX_CLASSES:
+        distances = statistics.squared_distances()
+        edges, heights = merge_classes(distances.cpu().numpy(), linkage)
+        nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False).indices
+        return Merges(edges, heights, nearest.cpu().numpy())
+    points = class_points(statistics, device)
+    neighbors, distances = nearest_classes(points, max(num_neighbors, MIN_NEIGHBORS))
+    edges = minimum_spanning_edges(points, neighbors, distances)
+    heights = statistics.squared_distances_of(torch.from_numpy(edges)).cpu().numpy()
+    order = np.argsort(heights, kind="stable")
+    return Merges(edges[order], heights[order], neighbors[:, :num_neighbors])

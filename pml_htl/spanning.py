@@ -1,0 +1,158 @@
+"""The minimum spanning tree of the class distances without a C x C matrix.
+
+The spanning tree of the k-nearest-class graph comes first. Most of its edges are proved to be right: an edge is the
+shortest way out of a group of classes if none of them has its k-th neighbour nearer than that edge is long, since all that a
+class does not list is farther away than its k-th neighbour. Edges without such a proof join groups of more than k classes.
+There are few such groups, and the shortest edges between them are looked for among all pairs, block by block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.sparse as sparse
+import torch
+
+from .nearest import ClassPoints
+from .precision import full_products
+
+BLOCK = 4096, 1024  # points of a product; on a CPU it stays in the cache
+MAX_BRIDGES = 2**22  # so many are held before those that are not needed go
+
+
+def minimum_spanning_edges(points: ClassPoints, neighbors: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """The C - 1 edges (C - 1, 2) int64 of the minimum spanning tree, in no particular order.
+
+    Args:
+        points: the classes.
+        neighbors, distances: (C, k), the nearest classes of each and how far they are, as of `nearest_classes`.
+
+    Distances are float32, so that of edges whose lengths differ by less than about 1e-6 either may be taken. Memory is
+    O(C (D + k)), time at most that of half a product of all points, beside the lists.
+    """
+    num_classes, k = neighbors.shape
+    graph = sparse.csr_array((distances.ravel(), neighbors.ravel(), np.arange(0, num_classes * k + 1, k)))
+    ends, lengths = _spanning_forest(graph)
+    proved = _proved(ends, lengths, reach=distances[:, -1])
+    num_groups, groups = _components(ends[proved], num_classes)
+    if num_groups == 1:
+        return ends
+    open_ends, open_lengths = ends[~proved], lengths[~proved]
+    # Where the open edges connect all, none longer than the longest of them is needed, nor is a class whose list reaches on.
+    connected = len(ends) == num_classes - 1
+    active = np.flatnonzero(distances[:, -1] < (open_lengths.max() if connected else np.inf))
+    known = _Bridges(groups[open_ends], open_ends, open_lengths)
+    with full_products(points.base.device):
+        return np.concatenate([ends[proved], _shortest_bridges(points, groups, active, known)])
+
+
+def _spanning_forest(graph: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
+    """The edges (E, 2) and their lengths (E,) in ascending order; an edge may be there in one direction or both."""
+    # scipy takes a length of zero for no edge.
+    shifted = sparse.csr_array((graph.data + 1, graph.indices, graph.indptr), shape=(graph.shape[0],) * 2)
+    forest = sparse.csgraph.minimum_spanning_tree(shifted, overwrite=True).tocoo()
+    order = np.argsort(forest.data, kind="stable")
+    return np.stack([forest.row[order], forest.col[order]], axis=1).astype(np.int64), forest.data[order] - 1
+
+
+def _proved(ends: np.ndarray, lengths: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Which edges of a spanning forest, in ascending order, are the shortest way out of the group at one of their ends.
+
+    `reach` (C,): all that a class does not list is at least so far.
+    """
+    group = list(range(len(reach)))
+    reach_of_group = reach.tolist()
+
+    def find(place: int) -> int:
+        while group[place] != place:
+            group[place] = place = group[group[place]]
+        return place
+
+    proved = np.empty(len(ends), dtype=bool)
+    for row, ((a, b), length) in enumerate(zip(ends.tolist(), lengths.tolist(), strict=True)):
+        a, b = find(a), find(b)
+        proved[row] = max(reach_of_group[a], reach_of_group[b]) >= length
+        group[b] = a
+        reach_of_group[a] = min(reach_of_group[a], reach_of_group[b])
+    return proved
+
+
+def _components(ends: np.ndarray, num_classes: int) -> tuple[int, np.ndarray]:
+    graph = sparse.coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(num_classes, num_classes))
+    return sparse.csgraph.connected_components(graph, directed=False)
+
+
+class _Bridges(NamedTuple):
+    """Edges between groups: the two groups (E, 2), the class at each end (E, 2), of which the first may be -1 for not known
+    yet, and the lengths (E,)."""
+
+    groups: np.ndarray
+    ends: np.ndarray
+    lengths: np.ndarray
+
+
+def _shortest_bridges(points: ClassPoints, groups: np.ndarray, active: np.ndarray, known: _Bridges) -> np.ndarray:
+    """The edges (G - 1, 2) that join G groups at the least length.
+
+    Args:
+        groups: (C,) the group of each class, 0 .. G - 1.
+        active: the classes that may have a bridge that is not known.
+    """
+    num_groups = groups.max() + 1
+    sizes = np.bincount(groups[active], minlength=num_groups)
+    # Group by group, the small ones first, since each is compared with all that come after it.
+    members = active[np.lexsort((groups[active], sizes[groups[active]]))]
+    starts = np.flatnonzero(np.diff(groups[members], prepend=-1))
+    ends = np.append(starts[1:], len(members))
+    queries, base = (side[torch.from_numpy(members).to(side.device)] for side in (points.queries, points.base))
+
+    found, num_found = [known], 0
+    for start, end in zip(starts[:-1], ends[:-1], strict=True):
+        best = _largest_scores(base[end:], queries[start:end])
+        columns = _first_largest(best, starts[starts >= end] - end)
+        others = members[end + columns]
+        pairs = np.stack([np.full_like(others, groups[members[start]]), groups[others]], axis=1)
+        found.append(_Bridges(pairs, np.stack([np.full_like(others, -1), others], axis=1), points.squared(best[columns])))
+        num_found += len(others)
+        if num_found > MAX_BRIDGES:
+            found, num_found = [_needed(found, num_groups)], 0
+    bridges = _needed(found, num_groups)
+    for row in np.flatnonzero(bridges.ends[:, 0] < 0):
+        ours = slice(
+            *(part[np.flatnonzero(groups[members[starts]] == bridges.groups[row, 0])[0]] for part in (starts, ends))
+        )
+        scores = queries[ours] @ points.base[bridges.ends[row, 1]]
+        bridges.ends[row, 0] = members[ours][scores.argmax().item()]
+    return bridges.ends
+
+
+def _largest_scores(base: torch.Tensor, queries: torch.Tensor) -> np.ndarray:
+    """The largest score of each base point (M,) float32 with any of the queries, in blocks."""
+    num_base, num_queries = BLOCK
+    largest = []
+    for points in base.split(num_base):
+        scores = [(points @ block.T).amax(dim=1) for block in queries.split(num_queries)]
+        largest.append(torch.stack(scores).amax(dim=0))
+    return torch.cat(largest).cpu().numpy()
+
+
+def _first_largest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The place of the largest value of each segment (the first of equal ones); segments begin at `starts`."""
+    lengths = np.diff(np.append(starts, len(values)))
+    largest = np.flatnonzero(values == np.repeat(np.maximum.reduceat(values, starts), lengths))
+    segments = np.searchsorted(starts, largest, side="right")
+    return largest[np.unique(segments, return_index=True)[1]]
+
+
+def _needed(found: list[_Bridges], num_groups: int) -> _Bridges:
+    """Those that a minimum spanning tree of the groups takes."""
+    groups, ends, lengths = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    names = groups.min(axis=1) * num_groups + groups.max(axis=1)
+    order = np.lexsort((lengths, names))
+    names, firsts = np.unique(names[order], return_index=True)
+    shortest = order[firsts]  # of each pair of groups
+    matrix = sparse.coo_array((lengths[shortest], np.divmod(names, num_groups)), shape=(num_groups, num_groups))
+    forest, _ = _spanning_forest(matrix.tocsr())
+    taken = shortest[np.searchsorted(names, forest.min(axis=1) * num_groups + forest.max(axis=1))]
+    return _Bridges(groups[taken], ends[taken], lengths[taken])
