@@ -28,12 +28,15 @@ try:
 except ImportError as error:
     sys.exit(f'PML\'s hooks need {error.name}: pip install ".[with-hooks-cpu]" (or with-hooks, for faiss-gpu)')
 
+import torch
 from rich.console import Console
 
 from . import results
 from .compare import compare as run_comparison
 from .data import DATA_SETS, load
 from .methods import METHODS, parse_contender
+from .speed.cases import PARTS
+from .speed.run import run as run_speed
 from .tables import markdown_table
 from .training import Plan
 
@@ -91,6 +94,27 @@ def compare(
     run_comparison(contenders, seeds or [0, 1, 2], plan, splits, outcome, console)
 
 
+@app.command()
+def speed(
+    parts: Annotated[list[str] | None, typer.Option(help=f"Some of {', '.join(PARTS)}; all, unless some are named.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: one, and all cores for the tree.", min=1)] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, ...")] = "cpu",
+    large: Annotated[bool, typer.Option(help="Also trees of 300,000 classes, and on a GPU of a million.")] = False,
+    output: Annotated[Path, typer.Option(help="Folder for speed.json and speed.png.")] = Path("runs/speed"),
+) -> None:
+    """Time loss, miner, sampler and tree beside PML's and SciPy's, and beside the matrix products they cannot do without.
+
+    All contenders of a case take turns in one process; memory is measured in another one for each. Takes about ten minutes
+    on two cores.
+    """
+    with explained_errors():
+        unknown = sorted(set(parts or []).difference(PARTS))
+        if unknown:
+            raise ValueError(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        output.mkdir(parents=True, exist_ok=True)
+    run_speed(parts or list(PARTS), threads, torch.get_num_threads(), device, large, output, console)
+
+
 @app.command("methods")
 def list_methods() -> None:
     """List the methods and their settings."""
@@ -123,7 +147,7 @@ def spread_lists(arguments: list[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("--"):
             name = argument.partition("=")[0]
-            option = name if name in ("--methods", "--seeds") else None
+            option = name if name in ("--methods", "--seeds", "--parts") else None
             spread.append(argument)
         elif option and spread[-1] != option:
             spread += [option, argument]

@@ -18,6 +18,7 @@ import torch
 import pml_htl
 
 from .methods import METHODS, Contender
+from .speed import report
 from .training import METRICS, Outcome, Plan
 
 PACKAGES = ("torch", "pytorch-metric-learning", "numpy", "scipy", "faiss-cpu", "faiss-gpu", "matplotlib", "pillow")
@@ -53,7 +54,7 @@ class Results:
                 if found != wanted:
                     raise ValueError(f"{path} was made with {name} {found}, but now it is {wanted}; choose another --output")
         sessions = self.document["metadata"].get("sessions", [])
-        session = describe_session(plan)
+        session = describe_session(plan.device)
         self.document["metadata"] = {
             **session,
             "plan": plan.comparable(),
@@ -105,6 +106,9 @@ def save(document: dict[str, Any], path: Path) -> None:
 
 def validate(document: Any) -> None:
     """Raises a `ValueError` that names what is not as it should be."""
+    if isinstance(document, dict) and "measurements" in document:
+        report.validate(document)
+        return
     if not isinstance(document, dict) or not {"metadata", "runs", "curves"} <= document.keys():
         raise ValueError("a results file has metadata, runs and curves")
     missing = [name for name in METADATA if document["metadata"].get(name) is None]
@@ -134,7 +138,7 @@ def validate(document: Any) -> None:
         raise ValueError("some run stands in it twice")
 
 
-def describe_session(plan: Plan) -> dict[str, Any]:
+def describe_session(device: str) -> dict[str, Any]:
     """Where, when and by what a results file is made."""
     versions = {"python": platform.python_version(), "pml-htl": pml_htl.__version__}
     for package in PACKAGES:
@@ -142,12 +146,12 @@ def describe_session(plan: Plan) -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    device = torch.cuda.get_device_name(plan.device) if plan.device.startswith("cuda") else "cpu"
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
     return {
         "commit": current_commit() or "unknown",
         "versions": versions,
         "threads": torch.get_num_threads(),
-        "device": {"name": device, "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "device": {"name": name, "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
     }

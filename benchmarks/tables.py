@@ -8,6 +8,7 @@ import pandas as pd
 from rich.table import Table
 
 from .results import summarize
+from .speed import report
 
 COLUMNS = ("method", "MAP@R", "P@1", "R-Prec.", "val.", "train", "refresh")
 
@@ -52,5 +53,8 @@ def rich_table(document: dict[str, Any]) -> Table:
 
 
 def markdown_table(document: dict[str, Any]) -> str:
+    """Of a comparison, or of the speed benchmark."""
+    if "measurements" in document:
+        return report.markdown_table(document)
     lines = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows(document)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{caption(document)}\n"

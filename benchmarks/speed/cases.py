@@ -1,0 +1,230 @@
+"""The cases: what runs against what, at which sizes. Everything is made from seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import TripletMarginMiner
+from pytorch_metric_learning.samplers import MPerClassSampler
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
+from sklearn.cluster import AgglomerativeClustering
+
+from pml_htl import (
+    AnchorNeighborSampler,
+    ClassStatistics,
+    ClassTree,
+    DynamicMarginMiner,
+    HierarchicalTripletLoss,
+)
+from pml_htl.linkage import cut_levels
+
+PARTS = ("loss", "miner", "sampler", "tree")
+MARGIN = 0.2
+LARGEST_PEER_BATCH = 1024  # PML's mask of all triplets takes 8 GiB and more beyond
+LARGEST_SCIPY = 11_318
+LARGEST_SKLEARN = 5_000
+LARGEST_CHECKED = 5_000
+BATCHES = 20  # of a sampler in one call
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time: `run` does `repeats` units of its work. Its role is "ours", "peer" or "floor"."""
+
+    name: str
+    role: str
+    run: Callable[[], Any]
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. `sizes`: B, t and D of a batch; C and D of a data set. `classes`: "balanced" or "skewed"."""
+
+    part: str
+    sizes: dict[str, int]
+    classes: str = "balanced"
+
+    def contenders(self, device: str) -> list[Contender]:
+        """Everything that runs in this case, made ready.
+
+        Raises:
+            RuntimeError: ours does not give what the peer gives, where they should be equal.
+        """
+        make = {"loss": _losses, "miner": _miners, "sampler": _samplers, "tree": _trees}[self.part]
+        return make(self, device)
+
+
+def cases(parts: list[str], large: bool, device: str) -> list[Case]:
+    """The cases of these parts. `large` adds 300,000 classes, and a million on a GPU."""
+    batches = [(64, 4), (128, 4), (256, 4), (512, 4), (650, 5), (1024, 4), (2048, 4), (1024, 16), (1024, 64)]
+    trees = [(1_000, 128), (3_000, 128), (5_000, 128), (11_318, 512), (30_000, 128), (100_000, 128)]
+    if large:
+        trees += [(300_000, 64)] + [(1_000_000, 64)] * device.startswith("cuda")
+    found = [Case("loss", {"B": size, "t": t, "D": 512}) for size, t in batches]
+    found += [Case("loss", {"B": size, "t": t, "D": 512}, "skewed") for size, t in ((650, 5), (1024, 4))]
+    found += [Case("miner", {"B": size, "t": t, "D": 512}) for size, t in ((128, 4), (256, 4), (650, 5), (1024, 4))]
+    found += [Case("miner", {"B": 650, "t": 5, "D": 512}, "skewed")]
+    found += [Case("sampler", {"C": size, "B": 512}) for size in (1_000, 10_000, 100_000)]
+    found += [Case("sampler", {"C": 10_000, "B": 512}, "skewed")]
+    found += [Case("tree", {"C": size, "D": dimensions}) for size, dimensions in trees]
+    found += [Case("tree", {"C": 11_318, "D": 512}, "skewed")]
+    return [case for case in found if case.part in parts]
+
+
+# Loss and miner
+
+
+def _batch(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch of clustered embeddings; skewed: class sizes fall geometrically, and some classes have one sample."""
+    size, mean = case.sizes["B"], case.sizes["t"]
+    generator = np.random.default_rng(0)
+    counts = np.full(size, mean) if case.classes == "balanced" else generator.geometric(1 / mean, size)
+    labels = torch.from_numpy(np.repeat(np.arange(size), counts)[:size])
+    torch_generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(size, case.sizes["D"], generator=torch_generator)
+    noise = torch.randn(size, case.sizes["D"], generator=torch_generator)
+    return (centres[labels] + 1.5 * noise).to(device), labels.to(device)
+
+
+def _losses(case: Case, device: str) -> list[Contender]:
+    embeddings, labels = _batch(case, device)
+    tree = ClassTree().fit_embeddings(embeddings, labels)
+    ours = HierarchicalTripletLoss(DynamicMarginMiner(tree))
+    pmls = TripletMarginLoss(MARGIN, distance=LpDistance(power=2))
+
+    def train(loss: Callable[..., torch.Tensor]) -> None:
+        leaves = embeddings.clone().requires_grad_()
+        loss(leaves, labels).backward()
+        _wait(device)
+
+    def gram(leaves: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        normalized = torch.nn.functional.normalize(leaves)
+        return (normalized @ normalized.T).square().sum()
+
+    found = [
+        Contender("HierarchicalTripletLoss", "ours", lambda: train(ours)),
+        Contender("normalised Gram matrix", "floor", lambda: train(gram)),
+    ]
+    if len(labels) <= LARGEST_PEER_BATCH:
+        found.append(Contender("TripletMarginLoss", "peer", lambda: train(pmls)))
+    return found
+
+
+def _miners(case: Case, device: str) -> list[Contender]:
+    embeddings, labels = _batch(case, device)
+    fitted = ClassTree().fit_embeddings(embeddings, labels)
+    ours = DynamicMarginMiner(ClassTree(), initial_margin=MARGIN)
+    pmls = TripletMarginMiner(MARGIN, distance=LpDistance(power=2))
+    if not all(map(torch.equal, ours(embeddings, labels), pmls(embeddings, labels))):
+        raise RuntimeError("DynamicMarginMiner and TripletMarginMiner find different triplets at the same margin")
+
+    def mine(miner: Callable[..., Any]) -> None:
+        miner(embeddings, labels)
+        _wait(device)
+
+    return [
+        Contender("DynamicMarginMiner, same margin", "ours", lambda: mine(ours)),
+        Contender("TripletMarginMiner", "peer", lambda: mine(pmls)),
+        Contender("DynamicMarginMiner, fitted tree", "ours", lambda: mine(DynamicMarginMiner(fitted))),
+    ]
+
+
+# Sampler and tree
+
+
+def class_statistics(case: Case) -> ClassStatistics:
+    """Statistics of clustered classes: groups of 300 about, as in the embeddings of a trained network.
+
+    Balanced: two samples of each class; skewed: a geometric number. Embeddings come in portions, as from a loader.
+    """
+    num_classes, dimensions = case.sizes["C"], case.sizes.get("D", 16)
+    generator = np.random.default_rng(0)
+    counts = np.full(num_classes, 2) if case.classes == "balanced" else generator.geometric(0.3, num_classes)
+    torch_generator = torch.Generator().manual_seed(0)
+
+    def directions(number: int) -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.randn(number, dimensions, generator=torch_generator))
+
+    groups = directions(max(4, num_classes // 300))
+    statistics = ClassStatistics(torch.arange(num_classes), dimensions)
+    for classes in torch.arange(num_classes).split(10_000):
+        group = torch.from_numpy(generator.integers(len(groups), size=len(classes)))
+        centres = torch.nn.functional.normalize(groups[group] + 0.7 * directions(len(classes)))
+        samples = torch.repeat_interleave(torch.arange(len(classes)), torch.from_numpy(counts[classes]))
+        statistics.update(centres[samples] + 0.3 * directions(len(samples)), classes[samples])
+    return statistics
+
+
+def _samplers(case: Case, device: str) -> list[Contender]:
+    num_classes, batch_size = case.sizes["C"], case.sizes["B"]
+    generator = np.random.default_rng(0)
+    counts = (
+        np.full(num_classes, 10) if case.classes == "balanced" else np.minimum(generator.zipf(1.6, num_classes), 500) + 1
+    )
+    labels = np.repeat(np.arange(num_classes), counts)
+    shape = {"num_anchors": batch_size // 32, "neighborhood_size": 8, "samples_per_class": 4}
+    tree = ClassTree().fit(class_statistics(case))
+    theirs = MPerClassSampler(labels, 4, batch_size, length_before_new_iter=BATCHES * batch_size)
+    found = [Contender("MPerClassSampler", "peer", lambda: list(theirs), BATCHES)]
+    for name, state in (("AnchorNeighborSampler", tree), ("AnchorNeighborSampler, unfitted tree", ClassTree())):
+        ours = AnchorNeighborSampler(labels, state, **shape, batches_per_epoch=BATCHES, seed=0)
+        found.insert(-1, Contender(name, "ours", lambda sampler=ours: list(sampler), BATCHES))
+    return found
+
+
+def _trees(case: Case, device: str) -> list[Contender]:
+    statistics = class_statistics(case)
+    num_classes = case.sizes["C"]
+    means = statistics.means.float().to(device)
+    block = torch.empty(0, device=device)
+
+    def product() -> None:
+        block.resize_(min(1024, num_classes), num_classes)  # the first time; it is not there while others are measured
+        for rows in means.split(len(block)):
+            torch.mm(rows, means.T, out=block[: len(rows)])
+        _wait(device)
+
+    def scipy_linkage() -> np.ndarray:
+        distances = statistics.squared_distances().fill_diagonal_(0).numpy()
+        return linkage(squareform(distances, checks=False), "single")
+
+    def sklearn_linkage() -> None:
+        AgglomerativeClustering(n_clusters=None, distance_threshold=0.0, linkage="single").fit(statistics.means.numpy())
+
+    if num_classes <= LARGEST_CHECKED:
+        _check_nodes(ClassTree().fit(statistics, device=device), scipy_linkage())
+    found = [
+        Contender("ClassTree.fit", "ours", lambda: ClassTree().fit(statistics, device=device)),
+        Contender("product of all class means", "floor", product),
+    ]
+    if num_classes <= LARGEST_SCIPY:
+        found.append(Contender("scipy linkage", "peer", scipy_linkage))
+    if num_classes <= LARGEST_SKLEARN:
+        found.append(Contender("scikit-learn clustering", "peer", sklearn_linkage))
+    return found
+
+
+def _check_nodes(tree: ClassTree, merges: np.ndarray) -> None:
+    """The nodes must be those of scipy's merges, except where a height is a rounding away from a threshold."""
+    heights, thresholds = merges[:, 2], tree.thresholds.numpy()
+    first_members = list(range(len(merges) + 1))
+    edges = np.empty((len(merges), 2), dtype=np.int64)
+    for row, pair in enumerate(merges[:, :2].astype(int)):
+        edges[row] = [first_members[group] for group in pair]
+        first_members.append(edges[row, 0])
+    sure = np.abs(heights[:, np.newaxis] - thresholds).min(axis=0) > 2e-6
+    if not np.array_equal(cut_levels(edges, heights, thresholds)[:, sure], tree.nodes.numpy()[:, sure]):
+        raise RuntimeError("the tree's nodes are not those of scipy's single linkage")
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)

@@ -1,0 +1,174 @@
+"""The results file of the speed benchmark, its table and its picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+ROLES = ("ours", "peer", "floor")
+COLUMNS = ("case", "time", "peer / ours", "ours / floor", "memory")
+UNITS = {"loss": "forward + backward", "miner": "a call", "sampler": "a batch", "tree": "a fit"}
+BESIDE = {
+    "loss": "peer: PML's TripletMarginLoss, floor: normalised Gram matrix with backward",
+    "miner": "peer: PML's TripletMarginMiner",
+    "sampler": "peer: PML's MPerClassSampler",
+    "tree": "peers: single linkage of SciPy and scikit-learn, floor: one product of all class means",
+}
+MEASUREMENT = {"part": str, "sizes": dict, "classes": str, "name": str, "role": str, "threads": int, "seconds": dict}
+BYTES_OF_FLOAT = 4
+
+
+def measurement(case: Any, contender: Any, threads: int, seconds: list[float], memory: dict[str, Any]) -> dict[str, Any]:
+    """An entry of the results file; `seconds` of one unit of work."""
+    low, median, high = (float(np.percentile(seconds, share)) for share in (25, 50, 75))
+    return {
+        "part": case.part,
+        "sizes": case.sizes,
+        "classes": case.classes,
+        "name": contender.name,
+        "role": contender.role,
+        "threads": threads,
+        "seconds": {"median": median, "q1": low, "q3": high, "samples": len(seconds)},
+        **memory,
+    }
+
+
+def validate(document: dict[str, Any]) -> None:
+    """Raises a `ValueError` that names what is not as it should be."""
+    if not isinstance(document["measurements"], list) or not document["measurements"]:
+        raise ValueError("measurements should be a list that is not empty")
+    seen = set()
+    for number, entry in enumerate(document["measurements"]):
+        where = f"measurements[{number}]"
+        for name, wanted in MEASUREMENT.items():
+            if not isinstance(entry.get(name), wanted):
+                raise ValueError(f"{where}: {name} should be a {wanted.__name__}, but it is {entry.get(name)!r}")
+        if entry["role"] not in ROLES or entry["part"] not in UNITS:
+            raise ValueError(f"{where}: there is no role {entry['role']!r} or no part {entry['part']!r}")
+        seconds = entry["seconds"]
+        if not 0 < seconds.get("q1", 0) <= seconds.get("median", 0) <= seconds.get("q3", 0) or seconds.get("samples", 0) < 1:
+            raise ValueError(f"{where}: seconds should be quartiles above 0 of some samples, but they are {seconds}")
+        for name in ("extra_mib", "process_mib"):
+            if name not in entry or not (entry[name] is None or entry[name] >= 0):
+                raise ValueError(f"{where}: {name} should be a number of MiB, or none, but it is {entry.get(name)!r}")
+        key = _case_of(entry), entry["name"]
+        if key in seen:
+            raise ValueError(f"{where}: {entry['name']} stands twice in {key[0]}")
+        seen.add(key)
+
+
+def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The cells of the table: one row for each of ours, with its peers and floor."""
+    found = []
+    for entry in document["measurements"]:
+        if entry["role"] != "ours":
+            continue
+        others = [other for other in document["measurements"] if _case_of(other) == _case_of(entry)]
+        peers = [other for other in others if other["role"] == "peer"]
+        faster = [f"{_ratio(peer, entry):.3g}" + f" ({peer['name'].split()[0]})" * (len(peers) > 1) for peer in peers]
+        floors = [f"{_ratio(entry, other):.2f}" for other in others if other["role"] == "floor"]
+        _, _, variant = entry["name"].partition(", ")
+        what = title(entry["part"], entry["sizes"], entry["classes"]) + f"; {variant}" * bool(variant)
+        seconds = entry["seconds"]
+        found.append((what, _durations(seconds), ", ".join(faster) or "-", ", ".join(floors) or "-", _memory(entry)))
+    return found
+
+
+def title(part: str, sizes: dict[str, int], classes: str) -> str:
+    """What a case is called."""
+    text = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    return f"{part}: {text}" + (", skewed" if classes == "skewed" else "")
+
+
+def caption(document: dict[str, Any]) -> str:
+    """What the numbers are of."""
+    device = document["metadata"]["device"]
+    parts = {entry["part"]: entry["threads"] for entry in document["measurements"]}
+    what = ", ".join(
+        f"{part} ({UNITS[part]}, {threads} thread{'s' * (threads > 1)}, {BESIDE[part]})" for part, threads in parts.items()
+    )
+    return (
+        f"{what}; device {device['name']}, {device['cores']} cores; median (quartiles) of samples that took turns; "
+        "memory: peak above what was there before"
+    )
+
+
+def rich_table(document: dict[str, Any]) -> Table:
+    table = Table(title=caption(document), title_justify="left", title_style="italic", header_style="bold")
+    for number, column in enumerate(COLUMNS):
+        table.add_column(column, justify="right" if number else "left")
+    for cells in rows(document):
+        table.add_row(*cells)
+    return table
+
+
+def markdown_table(document: dict[str, Any]) -> str:
+    lines = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows(document)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{caption(document)}\n"
+
+
+def plot(document: dict[str, Any], path: Path) -> None:
+    """Cost over B for loss and miner, over C for sampler and tree; double logarithmic, balanced classes, one t or D each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    parts = [part for part in UNITS if any(entry["part"] == part for entry in document["measurements"])]
+    figure, axes = plt.subplots(1, len(parts), figsize=(4.6 * len(parts), 5), layout="constrained", squeeze=False)
+    for ax, part in zip(axes[0], parts, strict=True):
+        over = "B" if part in ("loss", "miner") else "C"
+        lines: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
+        for entry in document["measurements"]:
+            usual = entry["classes"] == "balanced" and entry["sizes"].get("t", 4) in (4, 5)
+            if entry["part"] == part and usual and entry["sizes"].get("D") != 64:
+                lines.setdefault((entry["name"], entry["role"]), []).append((entry["sizes"][over], entry["seconds"]))
+        for (name, role), points in lines.items():
+            points.sort(key=lambda point: point[0])
+            sizes = [size for size, _ in points]
+            style = {"ours": ("-", 2.4), "peer": ("--", 1.4), "floor": (":", 1.8)}[role]
+            (line,) = ax.plot(
+                sizes, [s["median"] for _, s in points], linestyle=style[0], linewidth=style[1], marker="o", markersize=3.5,
+                label=name, color="0.3" if role == "floor" else None,
+            )  # fmt: skip
+            ax.fill_between(
+                sizes, [s["q1"] for _, s in points], [s["q3"] for _, s in points], color=line.get_color(), alpha=0.2
+            )
+        ax.set(xscale="log", yscale="log", xlabel=over, ylabel=f"seconds, {UNITS[part]}", title=part)
+        ax.grid(alpha=0.3, which="both", linewidth=0.5)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.13))
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
+
+
+def _case_of(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return entry["part"], tuple(entry["sizes"].items()), entry["classes"]
+
+
+def _ratio(one: dict[str, Any], other: dict[str, Any]) -> float:
+    return one["seconds"]["median"] / other["seconds"]["median"]
+
+
+def _durations(seconds: dict[str, float]) -> str:
+    """Median and quartiles in the unit of the median."""
+    unit, scale = next(
+        ((unit, scale) for unit, scale in (("s", 1.0), ("ms", 1e-3)) if seconds["median"] >= scale), ("us", 1e-6)
+    )
+    low, median, high = (f"{seconds[name] / scale:.3g}" for name in ("q1", "median", "q3"))
+    return f"{median} ({low}-{high}) {unit}"
+
+
+def _memory(entry: dict[str, Any]) -> str:
+    extra = entry["extra_mib"]
+    if extra is None:
+        return "-"
+    text = f"{extra:.0f} MiB"
+    if entry["part"] in ("loss", "miner"):
+        return f"{text}, {extra * 2**20 / BYTES_OF_FLOAT / entry['sizes']['B'] ** 2:.1f} B^2 floats"
+    if entry["part"] == "tree" and entry["process_mib"] is not None:
+        return f"{text}, process {entry['process_mib']:.0f} MiB"
+    return text
