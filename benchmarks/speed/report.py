@@ -140,7 +140,8 @@ def plot(document: dict[str, Any], path: Path) -> None:
         ax.set(xscale="log", yscale="log", xlabel=over, ylabel=f"seconds, {UNITS[part]}", title=part)
         ax.grid(alpha=0.3, which="both", linewidth=0.5)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.13))
+        if lines:
+            ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.13))
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
