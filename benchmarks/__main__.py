@@ -136,7 +136,7 @@ def explained_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        console.print(str(error), style="red", highlight=False, markup=False)
+        console.print(str(error), style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
 
