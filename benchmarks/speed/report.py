@@ -138,10 +138,13 @@ def plot(document: dict[str, Any], path: Path) -> None:
                 sizes, [s["q1"] for _, s in points], [s["q3"] for _, s in points], color=line.get_color(), alpha=0.2
             )
         ax.set(xscale="log", yscale="log", xlabel=over, ylabel=f"seconds, {UNITS[part]}", title=part)
+        ticks = sorted({size for points in lines.values() for size, _ in points})
+        ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=60)
+        ax.minorticks_off()
         ax.grid(alpha=0.3, which="both", linewidth=0.5)
         ax.spines[["top", "right"]].set_visible(False)
         if lines:
-            ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.13))
+            ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.24))
     figure.savefig(path, dpi=140)
     plt.close(figure)
 
