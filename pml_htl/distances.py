@@ -56,7 +56,7 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         embeddings, ref_emb, distances = ctx.saved_tensors
-        weights = gradient if distances is None else (gradient / (2 * distances)).where(distances > 0, 0)
+        weights = gradient if distances is None else gradient / (2 * distances.where(distances > 0, torch.inf))
         query, norms = _normalize(embeddings)
         with full_precision(gradient.device):
             if ref_emb is None:  # the two gradients of a pair are alike, so that one product serves rows and columns

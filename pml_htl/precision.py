@@ -19,10 +19,28 @@ def full_precision(device: torch.device) -> AbstractContextManager[None]:
 @contextmanager
 def full_products(device: torch.device) -> Iterator[None]:
     """Autocast off, and no shortened floats (TF32, bfloat16) in products of float32 matrices."""
-    chosen = torch.get_float32_matmul_precision()
+    try:
+        chosen = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch tells its older setting only as long as nobody has used the newer ones
+        with _newer_settings("ieee"), full_precision(device):
+            yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         with full_precision(device):
             yield
     finally:
         torch.set_float32_matmul_precision(chosen)
+
+
+@contextmanager
+def _newer_settings(precision: str) -> Iterator[None]:
+    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    chosen = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, chosen, strict=True):
+            setting.fp32_precision = value
