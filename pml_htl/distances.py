@@ -46,8 +46,9 @@ class _Distances(torch.autograd.Function):
             ref, _ = _normalize(ref_emb)
             ref_squares = ref.square().sum(dim=1)
         distances = torch.addmm(ref_squares, query, ref.T, alpha=-2).add_(squares.unsqueeze(1))
-        # The norms are 1; equal points come out at a few units of rounding from zero.
-        torch.threshold_(distances, 16 * torch.finfo(distances.dtype).eps, 0)
+        # The norms are 1; equal points come out at a few units of rounding from zero, at more of them in many dimensions.
+        resolution = max(16, query.shape[1] ** 0.5) * torch.finfo(distances.dtype).eps
+        torch.threshold_(distances, resolution, 0)
         if power == 1:
             distances.sqrt_()
         ctx.save_for_backward(embeddings, ref_emb, distances if power == 1 else None)

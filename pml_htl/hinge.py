@@ -90,7 +90,7 @@ def _positives_of(pairs: Pairs, distances: torch.Tensor) -> _Positives:
         columns = torch.arange(distances.shape[1], device=distances.device).expand(distances.shape)
         return _Positives(columns, distances.where(matches > 0, -torch.inf), matches.to(distances.dtype))
     numbers = matches.bool().sum(dim=1, keepdim=True, dtype=torch.int32)
-    taken = torch.arange(pairs.most_positives) < numbers
+    taken = torch.arange(pairs.most_positives, device=numbers.device) < numbers
     columns = torch.zeros_like(taken, dtype=torch.int64).masked_scatter_(taken, matches.nonzero()[:, 1])
     weights = matches.gather(1, columns).to(distances.dtype) * taken
     return _Positives(columns, distances.gather(1, columns).where(taken, -torch.inf), weights)

@@ -22,25 +22,31 @@ def full_products(device: torch.device) -> Iterator[None]:
     try:
         chosen = torch.get_float32_matmul_precision()
     except RuntimeError:  # torch tells its older setting only as long as nobody has used the newer ones
-        with _newer_settings("ieee"), full_precision(device):
-            yield
-        return
+        products: AbstractContextManager[None] = _newer_settings()
+    else:
+        products = nullcontext() if chosen == "highest" else _older_setting(chosen)
+    with products, full_precision(device):
+        yield
+
+
+@contextmanager
+def _older_setting(chosen: str) -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     try:
-        with full_precision(device):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(chosen)
 
 
 @contextmanager
-def _newer_settings(precision: str) -> Iterator[None]:
+def _newer_settings() -> Iterator[None]:
     settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
     chosen = [setting.fp32_precision for setting in settings]
     for setting in settings:
-        setting.fp32_precision = precision
+        setting.fp32_precision = "ieee"
     try:
         yield
     finally:
         for setting, value in zip(settings, chosen, strict=True):
-            setting.fp32_precision = value
+            # What only followed the general setting goes on to follow it.
+            setting.fp32_precision = "none" if value == torch.backends.fp32_precision else value

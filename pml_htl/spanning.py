@@ -80,7 +80,8 @@ def _proved(ends: np.ndarray, lengths: np.ndarray, reach: np.ndarray) -> np.ndar
 
 def _components(ends: np.ndarray, num_classes: int) -> tuple[int, np.ndarray]:
     graph = sparse.coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(num_classes, num_classes))
-    return sparse.csgraph.connected_components(graph, directed=False)
+    number, components = sparse.csgraph.connected_components(graph, directed=False)
+    return number, components.astype(np.int64)  # pairs of them are numbered, up to the square of their number
 
 
 class _Bridges(NamedTuple):

@@ -286,6 +286,31 @@ def test_a_precision_chosen_in_the_newer_way_is_kept(newer_setting):
     assert newer_setting.fp32_precision == "tf32"
 
 
+def test_precisions_go_on_to_follow_the_general_setting():
+    """In a process of its own, since torch keeps what it has once been told."""
+    script = """
+import torch
+from pml_htl.precision import full_products
+products, device = torch.backends.cuda.matmul, torch.device("cpu")
+with full_products(device):
+    pass
+torch.backends.fp32_precision = "tf32"
+assert products.fp32_precision == "tf32"
+with full_products(device):
+    assert products.fp32_precision == "ieee"
+assert products.fp32_precision == "tf32"
+torch.backends.fp32_precision = "ieee"
+assert products.fp32_precision == "ieee"
+"""
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this torch knows the older way alone")
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def points_on_a_gpu():
     """Points that say they are on the second GPU."""
     points = nearest.class_points(clustered_statistics(30, 6, num_groups=4), torch.device("cpu"))

@@ -118,24 +118,31 @@ def plot(document: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     parts = [part for part in UNITS if any(entry["part"] == part for entry in document["measurements"])]
-    figure, axes = plt.subplots(1, len(parts), figsize=(4.6 * len(parts), 5), layout="constrained", squeeze=False)
-    for ax, part in zip(axes[0], parts, strict=True):
+    num_columns = min(2, len(parts))
+    num_rows = -(-len(parts) // num_columns)
+    figure, axes = plt.subplots(
+        num_rows, num_columns, figsize=(4.8 * num_columns, 4.8 * num_rows), layout="constrained", squeeze=False
+    )
+    for ax in axes.flat[len(parts) :]:
+        ax.remove()
+    for ax, part in zip(axes.flat, parts, strict=False):
         over = "B" if part in ("loss", "miner") else "C"
         lines: dict[tuple[str, str], list[tuple[int, dict[str, Any]]]] = {}
         for entry in document["measurements"]:
-            usual = entry["classes"] == "balanced" and entry["sizes"].get("t", 4) in (4, 5)
-            if entry["part"] == part and usual and entry["sizes"].get("D") != 64:
-                lines.setdefault((entry["name"], entry["role"]), []).append((entry["sizes"][over], entry["seconds"]))
+            sizes = entry["sizes"]
+            usual = sizes.get("t", 4) in (4, 5) and sizes.get("D") in (None, 128 if part == "tree" else 512)
+            if entry["part"] == part and entry["classes"] == "balanced" and usual:
+                lines.setdefault((entry["name"], entry["role"]), []).append((sizes[over], entry["seconds"]))
         for (name, role), points in lines.items():
             points.sort(key=lambda point: point[0])
-            sizes = [size for size, _ in points]
+            at = [size for size, _ in points]
             style = {"ours": ("-", 2.4), "peer": ("--", 1.4), "floor": (":", 1.8)}[role]
             (line,) = ax.plot(
-                sizes, [s["median"] for _, s in points], linestyle=style[0], linewidth=style[1], marker="o", markersize=3.5,
+                at, [s["median"] for _, s in points], linestyle=style[0], linewidth=style[1], marker="o", markersize=3.5,
                 label=name, color="0.3" if role == "floor" else None,
             )  # fmt: skip
             ax.fill_between(
-                sizes, [s["q1"] for _, s in points], [s["q3"] for _, s in points], color=line.get_color(), alpha=0.2
+                at, [s["q1"] for _, s in points], [s["q3"] for _, s in points], color=line.get_color(), alpha=0.2
             )
         ax.set(xscale="log", yscale="log", xlabel=over, ylabel=f"seconds, {UNITS[part]}", title=part)
         ticks = sorted({size for points in lines.values() for size, _ in points})
