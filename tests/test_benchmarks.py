@@ -237,7 +237,7 @@ def test_what_is_named_twice_is_trained_once(tiny, tmp_path):
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
 def test_committed_results_are_valid(path):
     document = results.load(path)
-    for session in (document["metadata"], *document["metadata"]["sessions"]):
+    for session in (document["metadata"], *document["metadata"].get("sessions", [])):  # of speed there is one
         assert len(session["commit"]) == 40  # known, and without changes
     assert tables.markdown_table(document)
 

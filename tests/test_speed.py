@@ -55,6 +55,7 @@ def test_the_table_has_the_ratios_of_the_medians(document):
 
 BAD = {
     "list that is not empty": lambda document: document.update(measurements=[]),
+    "metadata lack versions": lambda document: document["metadata"].pop("versions"),
     "role": lambda document: document["measurements"][0].update(role="winner"),
     "quartiles": lambda document: document["measurements"][0]["seconds"].update(q1=9e9),
     "MiB": lambda document: document["measurements"][0].update(extra_mib=-1.0),

@@ -40,6 +40,9 @@ def validate(document: dict[str, Any]) -> None:
     """Raises a `ValueError` that names what is not as it should be."""
     if not isinstance(document["measurements"], list) or not document["measurements"]:
         raise ValueError("measurements should be a list that is not empty")
+    missing = [name for name in ("commit", "versions", "device", "date", "command") if not document["metadata"].get(name)]
+    if missing:
+        raise ValueError(f"the metadata lack {', '.join(missing)}")
     seen = set()
     for number, entry in enumerate(document["measurements"]):
         where = f"measurements[{number}]"
