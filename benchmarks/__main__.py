@@ -111,6 +111,10 @@ def speed(
         unknown = sorted(set(parts or []).difference(PARTS))
         if unknown:
             raise ValueError(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+        try:
+            torch.zeros(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"there is no device {device} here: {str(error).splitlines()[0]}") from error
         output.mkdir(parents=True, exist_ok=True)
     run_speed(parts or list(PARTS), threads, torch.get_num_threads(), device, large, output, console)
 

@@ -20,11 +20,13 @@ Batches: TypeAlias = Iterable[tuple[torch.Tensor, Labels]]  # embeddings (B, D) 
 def collect_statistics(models: list[torch.nn.Module], batches: Batches) -> ClassStatistics:
     """The class statistics of embeddings that `models` make while `batches` is iterated; O(C D) memory.
 
+    Beside the models it takes O((N + C) D log C) time for N samples, in whatever order their classes come.
+
     Raises:
         ValueError: no batches, labels that are not one per sample, and whatever `ClassStatistics.update` raises.
         TypeError: labels that are not integers.
     """
-    statistics = None
+    parts: list[ClassStatistics] = []
     with _eval_mode(models), kept_random_states(), torch.no_grad():
         for embeddings, labels in batches:
             labels = label_tensor(labels)
@@ -33,12 +35,20 @@ def collect_statistics(models: list[torch.nn.Module], batches: Batches) -> Class
                     f"the labels of a batch are of shape {tuple(labels.shape)}, but a class tree has one label per sample: "
                     "give the trainer a single label_hierarchy_level"
                 )
-            if statistics is None:
-                statistics = ClassStatistics(labels, embeddings.shape[-1])
-            statistics.add_classes(labels).update(embeddings, labels)
-    if statistics is None:
+            parts.append(ClassStatistics(labels, embeddings.shape[-1]).update(embeddings, labels))
+            # Parts are joined when they are about as large, so that new classes in every batch do not copy all old ones.
+            while len(parts) > 1 and 2 * len(parts[-1].labels) >= len(parts[-2].labels):
+                _join_last(parts)
+    while len(parts) > 1:
+        _join_last(parts)
+    if not parts:
         raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
-    return statistics
+    return parts[0]
+
+
+def _join_last(parts: list[ClassStatistics]) -> None:
+    last = parts.pop()
+    parts[-1].add_classes(last.labels).merge(last.add_classes(parts[-1].labels))
 
 
 def make_loader(

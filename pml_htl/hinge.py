@@ -14,8 +14,9 @@ from .triplets import Pairs
 
 # Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
 MAX_COMPARISONS = 64
-# On the CPU a block of rows is taken at a time, so that its comparisons stay in the cache.
+# Rows are taken in blocks: on the CPU so that comparisons stay in the cache, elsewhere so that memory is bounded.
 BLOCK_ELEMENTS = 2**17
+BLOCK_ELEMENTS_OF_ACCELERATOR = 2**20
 
 
 def hinge_sums(
@@ -32,7 +33,7 @@ def hinge_sums(
         Their sums (B,) and their numbers (B,) int64. The sum is NaN if a distance of a positive or negative is.
 
     For t positives of an anchor time is O(B R t) while they are few, else O(B R log t); where their number is not known
-    they are sorted among all R. Memory is a few B x R.
+    they are sorted among all R. Memory is a few B x R, and on an accelerator up to 100 MiB for a block of rows.
     """
     if not torch.is_grad_enabled():
         distances = distances.detach()  # or the gradient would be computed all the same
@@ -58,11 +59,11 @@ class _HingeSums(torch.autograd.Function):
             times = None if once else negatives.to(needed.dtype)
             losses[rows], violated[rows], violating = summed(block, needed, times, floor, ceiling)
             if gradient is not None:
-                torch.neg(violating, out=gradient[rows])
+                gradient[rows] = -violating  # which is double where running sums were
         if gradient is not None:
             gradient.scatter_add_(1, positives.columns, violated)
             ctx.save_for_backward(gradient)
-        counts = violated.sum(dim=1).nan_to_num_(0).long()
+        counts = violated.sum(dim=1, dtype=_wide(violated)).nan_to_num_(0).long()
         ctx.mark_non_differentiable(counts)
         return losses, counts
 
@@ -127,24 +128,30 @@ def _by_searching(
     positives: _Positives, needed: torch.Tensor, times: torch.Tensor | None, floor: float, ceiling: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `_by_comparing`: sorts the positives of an anchor, so that those that violate a negative are a range of them."""
-    # Running sums lose digits where few of many count, so they are double (where there is double).
-    wide = torch.float32 if needed.device.type == "mps" else torch.float64
+    wide = _wide(needed)  # running sums lose digits where few of many count
     reach, order = positives.distances.sort(dim=1)
     weights = positives.weights.gather(1, order).to(wide)
     running_weights = _running_sum(weights)
     running_sums = _running_sum((weights * reach).where(weights > 0, 0))
 
     first = torch.searchsorted(reach, needed + floor, right=True)
-    last = torch.full_like(first, reach.shape[1]) if ceiling is None else torch.searchsorted(reach, needed + ceiling)
-    last = torch.maximum(first, last)
+    if ceiling is None:
+        last = first.new_full((), reach.shape[1]).expand(first.shape)
+    else:
+        last = torch.maximum(first, torch.searchsorted(reach, needed + ceiling))
     violating = running_weights.gather(1, last) - running_weights.gather(1, first)
     losses = running_sums.gather(1, last) - running_sums.gather(1, first)
     losses -= (violating * needed).where(needed != torch.inf, 0)
 
-    times = torch.ones_like(losses) if times is None else times.to(wide)
+    times = losses.new_ones(()).expand(losses.shape) if times is None else times.to(wide)
     steps = torch.zeros_like(running_sums).scatter_add_(1, first, times).scatter_add_(1, last, -times)
     violated = torch.zeros_like(weights).scatter_(1, order, weights * steps.cumsum(dim=1)[:, :-1])
     return (times * losses).sum(dim=1), violated, times * violating
+
+
+def _wide(values: torch.Tensor) -> torch.dtype:
+    """Double, where there is double."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _running_sum(values: torch.Tensor) -> torch.Tensor:
@@ -154,10 +161,9 @@ def _running_sum(values: torch.Tensor) -> torch.Tensor:
 
 def _row_blocks(matrix: torch.Tensor, numbers_per_element: int) -> list[slice]:
     num_rows, num_columns = matrix.shape
-    step = num_rows
-    if matrix.device.type == "cpu":
-        step = BLOCK_ELEMENTS // max(1, num_columns * numbers_per_element)
-    return [slice(start, start + max(1, step)) for start in range(0, num_rows, max(1, step))]
+    elements = BLOCK_ELEMENTS if matrix.device.type == "cpu" else BLOCK_ELEMENTS_OF_ACCELERATOR
+    step = max(1, elements // max(1, num_columns * numbers_per_element))
+    return [slice(start, start + step) for start in range(0, num_rows, step)]
 
 
 def margin_for_class_pairs(merge_thresholds: torch.Tensor, spreads: torch.Tensor, beta: float, power: int) -> torch.Tensor:

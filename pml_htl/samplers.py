@@ -119,7 +119,10 @@ class AnchorNeighborSampler(BatchSampler):
         return self._order[(self._starts[classes] + draws).T]
 
     def _draw_classes(self, generator: np.random.Generator) -> list[int]:
-        """The class positions of the next batch, group by group; moves the walk on."""
+        """The class positions of the next batch, group by group; moves the walk on.
+
+        A loop over anchors, since what a group may take depends on those before it.
+        """
         batch_classes = self.num_anchors * self.neighborhood_size
         rest = len(self._walk)  # what this round of the walk still holds
         walk = self._walk

@@ -160,3 +160,27 @@ def test_large_batches_lose_no_digits_in_float32():
     margins = torch.full_like(distances, 1e-4)
     results = [hinge.hinge_sums(d, m, pairs)[0] for d, m in ((distances, margins), (distances.double(), margins.double()))]
     torch.testing.assert_close(results[0].double(), results[1], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(batch=batches())
+def test_both_float_types_have_a_gradient_of_their_own_type(dtype, batch):
+    distances, margins, pairs = batch
+    distances, margins = distances.to(dtype).requires_grad_(), margins.to(dtype)
+    losses, _ = hinge.hinge_sums(distances, margins, pairs, floor=0.125)
+    (gradient,) = torch.autograd.grad(losses.sum(), distances)
+    assert losses.dtype == gradient.dtype == dtype
+    exact = distances.detach().double().requires_grad_()
+    expected, _ = hinge.hinge_sums(exact, margins.double(), pairs, floor=0.125)
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-5, atol=1e-4)
+    if dtype == torch.float64:
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), exact)[0])
+
+
+def test_counts_are_whole_numbers_beyond_those_of_float32():
+    distances = torch.full((1, 20_001), 1.0)
+    positives = (torch.arange(20_001) % 2 == 0).unsqueeze(0)
+    numbers = positives.sum(dim=1), (~positives).sum(dim=1)
+    pairs = Pairs(positives, ~positives, *numbers, None)
+    _, counts = hinge.hinge_sums(distances, torch.full_like(distances, 0.5), pairs)
+    assert counts.tolist() == [10_001 * 10_000]

@@ -9,7 +9,8 @@ from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import TensorDataset
 
-from pml_htl import ClassTree, TreeRefresh
+from pml_htl import ClassStatistics, ClassTree, TreeRefresh
+from pml_htl.embedding import collect_statistics
 
 from .training import NUM_CLASSES, PER_CLASS, make_dataset, make_htl, make_trainer
 
@@ -240,3 +241,28 @@ def test_two_trainings_with_the_same_seed_give_the_same_numbers(dataset, tmp_pat
     assert histories[0] == histories[1]
     assert len(histories[0][0]["epoch"]) == 3
     assert all(map(torch.equal, *weights)) and all(map(torch.equal, *trees))
+
+
+def test_statistics_of_batches_are_those_of_all_samples_whatever_the_order(monkeypatch):
+    """And classes that come one after the other are copied a few times each, not in every batch."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(640).repeat_interleave(2)
+    embeddings = torch.randn(len(labels), 4, generator=generator)
+    expected = ClassStatistics(labels, 4).update(embeddings, labels)
+    copied = []
+    add_classes = ClassStatistics.add_classes
+    monkeypatch.setattr(
+        ClassStatistics,
+        "add_classes",
+        lambda self, others: copied.append(len(self.labels) + len(others)) or add_classes(self, others),
+    )
+    for order in (torch.arange(len(labels)), torch.randperm(len(labels), generator=generator)):
+        copied.clear()
+        batches = [(embeddings[part], labels[part]) for part in order.split(8)]
+        found = collect_statistics([], batches)
+        assert torch.equal(found.labels, expected.labels) and torch.equal(found.counts, expected.counts)
+        torch.testing.assert_close(found.means, expected.means)
+        torch.testing.assert_close(found.spreads, expected.spreads)
+    copied.clear()
+    collect_statistics([], [(embeddings[part], labels[part]) for part in torch.arange(len(labels)).split(8)])
+    assert sum(copied) < 640 * 4 * 10  # log2(640) is about 10; in every batch it would be 640 * 160 / 2

@@ -12,6 +12,7 @@ from pytorch_metric_learning.miners import BatchEasyHardMiner, MultiSimilarityMi
 from pytorch_metric_learning.regularizers import LpRegularizer
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
+from pml_htl.losses import CrossBatchMemory
 
 from . import oracle
 from .examples import labelled_embeddings, make_embeddings
@@ -276,3 +277,31 @@ def test_a_nan_anywhere_makes_the_loss_nan(reducer, where, num_classes):
     parts[where][3] = torch.nan
     loss = HierarchicalTripletLoss(DynamicMarginMiner(ClassTree()), reducer=reducer)
     assert loss(labels=labels, ref_labels=labels.clone(), **parts).isnan()
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("know", ["many positives", "nobody knows how many"])  # the second is what a GPU does in each batch
+def test_training_steps_where_positives_are_searched(know, dtype, power, monkeypatch):
+    embeddings, labels = batch(num_classes=4, per_class=80, dtype=dtype)
+    if know == "nobody knows how many":
+        embeddings, labels = batch(dtype=dtype)
+        monkeypatch.setattr("pml_htl.triplets._most", lambda numbers: None)
+    values = []
+    for loss in (ours(power=power), pmls(power=power)):
+        leaves = embeddings.clone().requires_grad_()
+        value = loss(leaves, labels)
+        value.backward()
+        values.append((value.detach(), leaves.grad))
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    for mine, theirs in zip(*values, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=100 * tolerance, atol=tolerance * float(theirs.abs().max()))
+
+
+def test_a_memory_with_more_and_more_samples_of_a_class_trains_on():
+    memory = CrossBatchMemory(ours(), 8, memory_size=400)
+    for seed in range(16):
+        embeddings, labels = batch(seed, num_classes=4, per_class=8, dimensions=8)
+        embeddings.requires_grad_()
+        memory(embeddings, labels).backward()
+        assert embeddings.grad.isfinite().all() and embeddings.grad.any()

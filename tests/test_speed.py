@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
 
 from benchmarks import results, tables
 from benchmarks.__main__ import main
@@ -104,6 +106,9 @@ def test_a_contender_that_computes_something_else_stops_the_benchmark(monkeypatc
     monkeypatch.setattr(cases, "cut_levels", lambda edges, heights, thresholds: np.zeros((60, 17)))
     with pytest.raises(RuntimeError, match="not those of scipy"):
         Case("tree", {"C": 60, "D": 8}).contenders("cpu")
+    monkeypatch.setattr(cases, "MARGIN", 0.3)  # of ours; PML's is made before
+    with pytest.raises(RuntimeError, match="differ at the same margin"):
+        cases._check_loss(TripletMarginLoss(0.2, distance=LpDistance(power=2)), *cases._batch(SMALL[0], "cpu"))
     monkeypatch.setattr(cases.DynamicMarginMiner, "forward", lambda miner, *args: (torch.zeros(1),) * 3)
     with pytest.raises(RuntimeError, match="different triplets"):
         Case("miner", {"B": 40, "t": 4, "D": 8}).contenders("cpu")
@@ -115,6 +120,12 @@ def test_the_cases_are_those_that_the_results_are_asked_for():
     assert {case.sizes["C"] for case in found if case.part == "tree"} >= {5_000, 11_318, 100_000, 300_000, 1_000_000}
     assert {case.part for case in found if case.classes == "skewed"} == set(cases.PARTS)
     assert max(case.sizes["C"] for case in cases.cases(["tree"], large=False, device="cpu")) == 100_000
+
+
+def test_a_device_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["speed", "--device", "cuda:99"])
+    assert done.value.code == 2 and "there is no device cuda:99 here" in capsys.readouterr().out
 
 
 def test_an_unknown_part_is_named(capsys):

@@ -64,7 +64,7 @@ class Case:
 
 def cases(parts: list[str], large: bool, device: str) -> list[Case]:
     """The cases of these parts. `large` adds 300,000 classes, and a million on a GPU."""
-    batches = [(64, 4), (128, 4), (256, 4), (512, 4), (650, 5), (1024, 4), (2048, 4), (1024, 16), (1024, 64)]
+    batches = [(64, 4), (128, 4), (256, 4), (512, 4), (650, 5), (1024, 4), (2048, 4), (1024, 16), (1024, 64), (1024, 128)]
     trees = [(1_000, 128), (3_000, 128), (5_000, 128), (11_318, 512), (30_000, 128), (100_000, 128)]
     if large:
         trees += [(300_000, 64)] + [(1_000_000, 64)] * device.startswith("cuda")
@@ -105,6 +105,9 @@ def _losses(case: Case, device: str) -> list[Contender]:
         loss(leaves, labels).backward()
         _wait(device)
 
+    if len(labels) <= LARGEST_PEER_BATCH:
+        _check_loss(pmls, embeddings, labels)
+
     def gram(leaves: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         normalized = torch.nn.functional.normalize(leaves)
         return (normalized @ normalized.T).square().sum()
@@ -118,9 +121,22 @@ def _losses(case: Case, device: str) -> list[Contender]:
     return found
 
 
+def _check_loss(pmls: TripletMarginLoss, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    """At the same constant margin, value and gradient must be PML's."""
+    found = []
+    for loss in (HierarchicalTripletLoss(DynamicMarginMiner(ClassTree(), initial_margin=MARGIN)), pmls):
+        leaves = embeddings.clone().requires_grad_()
+        value = loss(leaves, labels)
+        value.backward()
+        found.append((value.detach(), leaves.grad))
+    for mine, theirs in zip(*found, strict=True):
+        if not torch.allclose(mine, theirs, rtol=1e-3, atol=1e-4 * float(theirs.abs().max())):
+            raise RuntimeError("HierarchicalTripletLoss and TripletMarginLoss differ at the same margin")
+
+
 def _miners(case: Case, device: str) -> list[Contender]:
     embeddings, labels = _batch(case, device)
-    fitted = ClassTree().fit_embeddings(embeddings, labels)
+    fitted = DynamicMarginMiner(ClassTree().fit_embeddings(embeddings, labels))
     ours = DynamicMarginMiner(ClassTree(), initial_margin=MARGIN)
     pmls = TripletMarginMiner(MARGIN, distance=LpDistance(power=2))
     if not all(map(torch.equal, ours(embeddings, labels), pmls(embeddings, labels))):
@@ -133,7 +149,7 @@ def _miners(case: Case, device: str) -> list[Contender]:
     return [
         Contender("DynamicMarginMiner, same margin", "ours", lambda: mine(ours)),
         Contender("TripletMarginMiner", "peer", lambda: mine(pmls)),
-        Contender("DynamicMarginMiner, fitted tree", "ours", lambda: mine(DynamicMarginMiner(fitted))),
+        Contender("DynamicMarginMiner, fitted tree", "ours", lambda: mine(fitted)),
     ]
 
 

@@ -85,9 +85,8 @@ def peak_memory(case: Case, name: str, device: str, threads: int) -> dict[str, f
 def _measure_peak(case: Case, name: str, device: str, threads: int, sender: Any) -> None:
     set_threads(threads)
     (contender,) = (contender for contender in case.contenders(device) if contender.name == name)
-    if (
-        case.part != "tree"
-    ):  # what a first call loads once is not the contender's, but a tree is dear and takes more than that
+    # What a first call loads once is not the contender's; a tree is too dear to be fitted twice for that.
+    if case.part != "tree":
         contender.run()
     gc.collect()
     if device.startswith("cuda"):

@@ -12,7 +12,7 @@ ROLES = ("ours", "peer", "floor")
 COLUMNS = ("case", "time", "peer / ours", "ours / floor", "memory")
 UNITS = {"loss": "forward + backward", "miner": "a call", "sampler": "a batch", "tree": "a fit"}
 BESIDE = {
-    "loss": "peer: PML's TripletMarginLoss, floor: normalised Gram matrix with backward",
+    "loss": "peer: PML's TripletMarginLoss, floor: Gram matrix with backward by autograd, three products",
     "miner": "peer: PML's TripletMarginMiner",
     "sampler": "peer: PML's MPerClassSampler",
     "tree": "peers: single linkage of SciPy and scikit-learn, floor: one product of all class means",
@@ -173,7 +173,7 @@ def _durations(seconds: dict[str, float]) -> str:
         ((unit, scale) for unit, scale in (("s", 1.0), ("ms", 1e-3)) if seconds["median"] >= scale), ("us", 1e-6)
     )
     low, median, high = (f"{seconds[name] / scale:.3g}" for name in ("q1", "median", "q3"))
-    return f"{median} ({low}-{high}) {unit}"
+    return f"{median} {unit}, one run" if seconds["samples"] == 1 else f"{median} ({low}-{high}) {unit}"
 
 
 def _memory(entry: dict[str, Any]) -> str:
