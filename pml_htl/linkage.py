@@ -32,9 +32,12 @@ def merge_classes(squared_distances: np.ndarray, linkage: str) -> tuple[np.ndarr
     if linkage == "single":
         return minimum_spanning_tree(squared_distances)
     condensed = squareform(squared_distances, checks=False)
-    merges = hierarchy.linkage(condensed, method=linkage)
-    # scipy names groups C, C + 1, ... in the order of their making; an edge names each by its smallest class.
-    names = list(range(len(squared_distances)))
+    return merges_of_scipy(hierarchy.linkage(condensed, method=linkage))
+
+
+def merges_of_scipy(merges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edges (C - 1, 2) and heights (C - 1,) of scipy's linkage matrix (C - 1, 4), each group named by its smallest class."""
+    names = list(range(len(merges) + 1))  # scipy's groups are C, C + 1, ... in the order of their making
     edges = np.empty((len(merges), 2), dtype=np.int64)
     for row, (first, second) in enumerate(merges[:, :2].astype(np.int64)):
         edges[row] = sorted((names[first], names[second]))

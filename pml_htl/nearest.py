@@ -10,6 +10,7 @@ import torch
 from .precision import full_products
 from .statistics import ClassStatistics
 
+MAX_GPU_LIST = 2048  # of faiss
 ROWS, COLUMNS = 1024, 32768  # of a block of scores: 128 MiB
 
 
@@ -61,14 +62,12 @@ def _search(points: ClassPoints, k: int) -> tuple[np.ndarray, np.ndarray]:
     except ImportError:
         return search_by_torch(points, k)
     on_gpu = points.base.device.type == "cuda"
-    if on_gpu and faiss.get_num_gpus() == 0:  # faiss-cpu
+    if on_gpu and (faiss.get_num_gpus() == 0 or k > MAX_GPU_LIST):  # 0: it is faiss-cpu
         return search_by_torch(points, k)
     queries, base = points.queries.cpu().numpy(), points.base.cpu().numpy()
     if on_gpu:
-        place = {"device": points.base.device.index or 0}
-        scores, found = faiss.knn_gpu(
-            faiss.StandardGpuResources(), queries, base, k, metric=faiss.METRIC_INNER_PRODUCT, **place
-        )
+        resources, device = faiss.StandardGpuResources(), points.base.device.index or 0
+        scores, found = faiss.knn_gpu(resources, queries, base, k, metric=faiss.METRIC_INNER_PRODUCT, device=device)
     else:
         scores, found = faiss.knn(queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
     return found, scores

@@ -2,7 +2,9 @@
 
 The spanning tree of the k-nearest-class graph comes first. Most of its edges are proved to be right: an edge is the
 shortest way out of a group of classes if none of them has its k-th neighbour nearer than that edge is long, since all that a
-class does not list is farther away than its k-th neighbour. Edges without such a proof join groups of more than k classes.
+class does not list is farther away than its k-th neighbour. Such edges fit together, also where lengths are equal: none
+of those taken before leads out of the group, and to such a set the shortest way out of a group can always be added (the cut
+property of spanning trees). Edges without such a proof join groups of more than k classes.
 There are few such groups, and the shortest edges between them are looked for among all pairs, block by block.
 """
 
@@ -119,10 +121,9 @@ def _shortest_bridges(points: ClassPoints, groups: np.ndarray, active: np.ndarra
         if num_found > MAX_BRIDGES:
             found, num_found = [_needed(found, num_groups)], 0
     bridges = _needed(found, num_groups)
+    members_of = {groups[members[start]]: slice(start, end) for start, end in zip(starts, ends, strict=True)}
     for row in np.flatnonzero(bridges.ends[:, 0] < 0):
-        ours = slice(
-            *(part[np.flatnonzero(groups[members[starts]] == bridges.groups[row, 0])[0]] for part in (starts, ends))
-        )
+        ours = members_of[bridges.groups[row, 0]]
         scores = queries[ours] @ points.base[bridges.ends[row, 1]]
         bridges.ends[row, 0] = members[ours][scores.argmax().item()]
     return bridges.ends

@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import resource
-import sys
 import numpy as np
 import torch
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.linkage import cut_levels, merge_thresholds
 from pml_htl.losses import CrossBatchMemory
+from tests.peak import peak
 
 NUM_CLASSES, MEMORY, BATCH, DIMENSIONS = 10_000, 65_536, 128, 128
 # A tree of that many classes as a chain, loaded; to fit one takes more memory than the loss.
@@ -32,13 +31,6 @@ tree.load_state_dict({
 loss = CrossBatchMemory(HierarchicalTripletLoss(DynamicMarginMiner(tree)), DIMENSIONS, MEMORY)
 torch.manual_seed(0)
 loss.add_to_memory(torch.randn(MEMORY, DIMENSIONS), torch.randint(NUM_CLASSES, (MEMORY,)), MEMORY)
-
-def peak():
-    if not sys.platform.startswith("linux"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # There ru_maxrss will not do: a new process inherits it from the one that started it.
-    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 2**10
 
 before = peak()
 for _ in range(2):

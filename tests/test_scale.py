@@ -180,10 +180,9 @@ def test_other_linkages_take_the_matrix_for_any_number_of_classes(linkage):
 
 # 30,000 classes: their matrix would take 7 GiB.
 SCRIPT = """
-import resource
-import sys
 import torch
 from pml_htl import ClassStatistics, ClassTree
+from tests.peak import peak
 
 NUM_CLASSES, DIMENSIONS = 30_000, 16
 torch.manual_seed(0)
@@ -194,13 +193,6 @@ statistics = ClassStatistics(labels, DIMENSIONS).update(samples, labels)
 # A small fit first, so that what libraries take for themselves does not count.
 small = labels < 2500
 ClassTree(max_neighbors=16).fit(ClassStatistics(labels[small], DIMENSIONS).update(samples[small], labels[small]))
-
-def peak():
-    if not sys.platform.startswith("linux"):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # There ru_maxrss will not do: a new process inherits it from the one that started it.
-    (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 2**10
 
 before = peak()
 tree = ClassTree(max_neighbors=16).fit(statistics)
@@ -347,6 +339,8 @@ def test_points_on_a_gpu_that_faiss_cannot_use_are_searched_by_torch(monkeypatch
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
     monkeypatch.setattr(nearest, "search_by_torch", lambda points, k: (points, k))
     assert nearest._search(stand_ins, 4) == (stand_ins, 4)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    assert nearest._search(stand_ins, 2049) == (stand_ins, 2049)  # a list longer than faiss has there
 
 
 def draws_of_class(sizes, samples_per_class, num_batches):

@@ -42,7 +42,8 @@ def test_every_case_has_ours_and_something_to_hold_it_against(document):
     entries = document["measurements"]
     for case in SMALL:
         roles = {entry["role"] for entry in entries if (entry["sizes"], entry["classes"]) == (case.sizes, case.classes)}
-        assert roles == ({"ours", "peer", "floor"} if case.part in ("loss", "tree") else {"ours", "peer"})
+        more = {"loss": {"floor"}, "tree": {"floor"}, "miner": {"alone"}, "sampler": set()}[case.part]
+        assert roles == {"ours", "peer"} | more
     assert all(entry["threads"] == 1 and entry["seconds"]["samples"] >= measure.MIN_SAMPLES for entry in entries)
     assert {"commit", "versions", "date", "command"} <= document["metadata"].keys()
 
@@ -51,8 +52,15 @@ def test_the_table_has_the_ratios_of_the_medians(document):
     times = {entry["name"]: entry["seconds"]["median"] for entry in document["measurements"] if entry["part"] == "loss"}
     (row,) = (cells for cells in report.rows(document) if cells[0].startswith("loss"))
     assert row[2] == f"{times['TripletMarginLoss'] / times['HierarchicalTripletLoss']:.3g}"
-    assert row[3] == f"{times['HierarchicalTripletLoss'] / times['normalised Gram matrix']:.2f}"
-    assert tables.markdown_table(document).count("\n| ") == 1 + sum(e["role"] == "ours" for e in document["measurements"])
+    ours = times["HierarchicalTripletLoss"]
+    first, second = (f"{ours / times[name]:.2f}" for name in ("autograd's Gram matrix", "symmetric Gram matrix"))
+    assert row[3] == f"{first} (autograd's), {second} (symmetric)"
+    miners = {cells[0]: cells[2] for cells in report.rows(document) if cells[0].startswith("miner")}
+    assert [peer == "-" for name, peer in miners.items() if "fitted" in name] == [True]  # it finds other triplets
+    assert [peer == "-" for name, peer in miners.items() if "same margin" in name] == [False]
+    assert tables.markdown_table(document).count("\n| ") == 1 + sum(
+        e["role"] in ("ours", "alone") for e in document["measurements"]
+    )
 
 
 BAD = {

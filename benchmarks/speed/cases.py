@@ -23,20 +23,23 @@ from pml_htl import (
     DynamicMarginMiner,
     HierarchicalTripletLoss,
 )
-from pml_htl.linkage import cut_levels
+from pml_htl.linkage import cut_levels, merges_of_scipy
 
 PARTS = ("loss", "miner", "sampler", "tree")
 MARGIN = 0.2
 LARGEST_PEER_BATCH = 1024  # PML's mask of all triplets takes 8 GiB and more beyond
-LARGEST_SCIPY = 11_318
-LARGEST_SKLEARN = 5_000
+LARGEST_SCIPY = 11_318  # two matrices of 1 GiB
+LARGEST_SKLEARN = 5_000  # it takes little memory, but minutes beyond
 LARGEST_CHECKED = 5_000
 BATCHES = 20  # of a sampler in one call
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time: `run` does `repeats` units of its work. Its role is "ours", "peer" or "floor"."""
+    """Something to time: `run` does `repeats` units of its work.
+
+    Its role is "ours", "peer", "floor", or "alone" for one of ours that gives another result than the peers.
+    """
 
     name: str
     role: str
@@ -112,13 +115,31 @@ def _losses(case: Case, device: str) -> list[Contender]:
         normalized = torch.nn.functional.normalize(leaves)
         return (normalized @ normalized.T).square().sum()
 
+    def symmetric_gram(leaves: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return _Gram.apply(torch.nn.functional.normalize(leaves)).square().sum()
+
     found = [
         Contender("HierarchicalTripletLoss", "ours", lambda: train(ours)),
-        Contender("normalised Gram matrix", "floor", lambda: train(gram)),
+        Contender("autograd's Gram matrix", "floor", lambda: train(gram)),
+        Contender("symmetric Gram matrix", "floor", lambda: train(symmetric_gram)),
     ]
     if len(labels) <= LARGEST_PEER_BATCH:
         found.append(Contender("TripletMarginLoss", "peer", lambda: train(pmls)))
     return found
+
+
+class _Gram(torch.autograd.Function):
+    """The Gram matrix with one product for its gradient, where autograd takes two."""
+
+    @staticmethod
+    def forward(ctx: Any, points: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(points)
+        return points @ points.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (points,) = ctx.saved_tensors
+        return (gradient + gradient.T) @ points
 
 
 def _check_loss(pmls: TripletMarginLoss, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
@@ -149,7 +170,7 @@ def _miners(case: Case, device: str) -> list[Contender]:
     return [
         Contender("DynamicMarginMiner, same margin", "ours", lambda: mine(ours)),
         Contender("TripletMarginMiner", "peer", lambda: mine(pmls)),
-        Contender("DynamicMarginMiner, fitted tree", "ours", lambda: mine(fitted)),
+        Contender("DynamicMarginMiner, fitted tree", "alone", lambda: mine(fitted)),
     ]
 
 
@@ -200,12 +221,11 @@ def _trees(case: Case, device: str) -> list[Contender]:
     statistics = class_statistics(case)
     num_classes = case.sizes["C"]
     means = statistics.means.float().to(device)
-    block = torch.empty(0, device=device)
 
     def product() -> None:
-        block.resize_(min(1024, num_classes), num_classes)  # the first time; it is not there while others are measured
-        for rows in means.split(len(block)):
-            torch.mm(rows, means.T, out=block[: len(rows)])
+        for rows in means.split(1024):
+            for columns in means.split(4096):  # blocks that stay in the cache
+                torch.mm(rows, columns.T)
         _wait(device)
 
     def scipy_linkage() -> np.ndarray:
@@ -230,12 +250,7 @@ def _trees(case: Case, device: str) -> list[Contender]:
 
 def _check_nodes(tree: ClassTree, merges: np.ndarray) -> None:
     """The nodes must be those of scipy's merges, except where a height is a rounding away from a threshold."""
-    heights, thresholds = merges[:, 2], tree.thresholds.numpy()
-    first_members = list(range(len(merges) + 1))
-    edges = np.empty((len(merges), 2), dtype=np.int64)
-    for row, pair in enumerate(merges[:, :2].astype(int)):
-        edges[row] = [first_members[group] for group in pair]
-        first_members.append(edges[row, 0])
+    (edges, heights), thresholds = merges_of_scipy(merges), tree.thresholds.numpy()
     sure = np.abs(heights[:, np.newaxis] - thresholds).min(axis=0) > 2e-6
     if not np.array_equal(cut_levels(edges, heights, thresholds)[:, sure], tree.nodes.numpy()[:, sure]):
         raise RuntimeError("the tree's nodes are not those of scipy's single linkage")

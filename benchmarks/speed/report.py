@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-ROLES = ("ours", "peer", "floor")
+ROLES = ("ours", "alone", "peer", "floor")
 COLUMNS = ("case", "time", "peer / ours", "ours / floor", "memory")
 UNITS = {"loss": "forward + backward", "miner": "a call", "sampler": "a batch", "tree": "a fit"}
 BESIDE = {
-    "loss": "peer: PML's TripletMarginLoss, floor: Gram matrix with backward by autograd, three products",
+    "loss": "peer: PML's TripletMarginLoss, floors: Gram matrix with backward, by autograd and in one product less",
     "miner": "peer: PML's TripletMarginMiner",
     "sampler": "peer: PML's MPerClassSampler",
     "tree": "peers: single linkage of SciPy and scikit-learn, floor: one product of all class means",
@@ -67,17 +67,22 @@ def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the table: one row for each of ours, with its peers and floor."""
     found = []
     for entry in document["measurements"]:
-        if entry["role"] != "ours":
+        if entry["role"] not in ("ours", "alone"):
             continue
         others = [other for other in document["measurements"] if _case_of(other) == _case_of(entry)]
-        peers = [other for other in others if other["role"] == "peer"]
-        faster = [f"{_ratio(peer, entry):.3g}" + f" ({peer['name'].split()[0]})" * (len(peers) > 1) for peer in peers]
-        floors = [f"{_ratio(entry, other):.2f}" for other in others if other["role"] == "floor"]
+        peers = [other for other in others if other["role"] == "peer" and entry["role"] == "ours"]
+        floors = [other for other in others if other["role"] == "floor"]
+        faster = [f"{_ratio(peer, entry):.3g}" + _named(peer, peers) for peer in peers]
+        slower = [f"{_ratio(entry, floor):.2f}" + _named(floor, floors) for floor in floors]
         _, _, variant = entry["name"].partition(", ")
         what = title(entry["part"], entry["sizes"], entry["classes"]) + f"; {variant}" * bool(variant)
         seconds = entry["seconds"]
-        found.append((what, _durations(seconds), ", ".join(faster) or "-", ", ".join(floors) or "-", _memory(entry)))
+        found.append((what, _durations(seconds), ", ".join(faster) or "-", ", ".join(slower) or "-", _memory(entry)))
     return found
+
+
+def _named(entry: dict[str, Any], among: list[dict[str, Any]]) -> str:
+    return f" ({entry['name'].split()[0]})" if len(among) > 1 else ""
 
 
 def title(part: str, sizes: dict[str, int], classes: str) -> str:
@@ -139,10 +144,10 @@ def plot(document: dict[str, Any], path: Path) -> None:
         for (name, role), points in lines.items():
             points.sort(key=lambda point: point[0])
             at = [size for size, _ in points]
-            style = {"ours": ("-", 2.4), "peer": ("--", 1.4), "floor": (":", 1.8)}[role]
+            style = {"ours": ("-", 2.4), "alone": ("-", 2.4), "peer": ("--", 1.4), "floor": (":", 1.8)}[role]
             (line,) = ax.plot(
                 at, [s["median"] for _, s in points], linestyle=style[0], linewidth=style[1], marker="o", markersize=3.5,
-                label=name, color="0.3" if role == "floor" else None,
+                label=name, color={"autograd's Gram matrix": "0.55"}.get(name, "0.2") if role == "floor" else None,
             )  # fmt: skip
             ax.fill_between(
                 at, [s["q1"] for _, s in points], [s["q3"] for _, s in points], color=line.get_color(), alpha=0.2
