@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-# PML's trainers and testers write a progress bar each; the comparison has one of its own.
-os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")  # before PML is imported; see parallel.quiet
 
 try:
     import matplotlib  # noqa: F401
@@ -32,12 +30,16 @@ import torch
 from rich.console import Console
 
 from . import results
+from .ablations import ABLATIONS
 from .compare import compare as run_comparison
-from .data import DATA_SETS, load
-from .methods import METHODS, parse_contender
+from .data import DATA_SETS, Splits, load
+from .methods import METHODS, Contender, Settings, parse_contender
+from .parallel import quiet
 from .speed.cases import PARTS
 from .speed.run import run as run_speed
-from .tables import markdown_table
+from .study import document_of as outcome_of_tuning
+from .study import winners as winners_of
+from .tables import markdown_table, rich_table
 from .training import Plan
 
 QUICK_METHODS = [*METHODS, "htl:distance=plain"]  # the others' distances are plain, so HTL shows with plain ones too
@@ -59,39 +61,145 @@ def quick(context: typer.Context) -> None:
         compare(methods=QUICK_METHODS, seeds=[0], iterations=QUICK_ITERATIONS, output=Path("runs/quick"))
 
 
+Methods = Annotated[list[str] | None, typer.Option(help="NAME or NAME:SETTING=VALUE,...; all, unless some are named.")]
+Seeds = Annotated[list[int] | None, typer.Option(help="Train each method once with each.", min=0, max=2**32 - 1)]
+Iterations = Annotated[int, typer.Option(help="Of each training.", min=1)]
+EpochIterations = Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.", min=1)]
+BatchSize = Annotated[int, typer.Option(help="Samples in a batch.", min=1)]
+EmbeddingSize = Annotated[int, typer.Option(help="Length of an embedding.", min=1)]
+DataName = Annotated[str, typer.Option(help=f"One of: {', '.join(DATA_SETS)}.")]
+Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")]
+LoaderProcesses = Annotated[int, typer.Option(help="Loader processes; the built-in data need none.", min=0)]
+Precision = Annotated[str, typer.Option(help="Of the network: fp32, or bf16 (autocast).")]
+Jobs = Annotated[int, typer.Option(help="Trainings at a time, each with its share of the cores.", min=1)]
+Output = Annotated[Path, typer.Option(help="Folder for results; one that is there is continued.")]
+Tuned = Annotated[bool, typer.Option("--tuned", help="Settings, unless a method names its own, are the best of --study.")]
+StudyFile = Annotated[Path, typer.Option(help="The outcome of `tune` that --tuned takes settings from.")]
+STUDY = Path(__file__).parent / "results" / "study.json"
+
+
 @app.command()
 def compare(
-    methods: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:SETTING=VALUE,SETTING=VALUE; all, unless some are named.")
-    ] = None,
-    seeds: Annotated[
-        list[int] | None,
-        typer.Option(help="Train each method once with each; 0 1 2, unless others are named.", min=0, max=2**32 - 1),
-    ] = None,
-    iterations: Annotated[int, typer.Option(help="Of each training.", min=1)] = 300,
-    epoch_iterations: Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.", min=1)] = 50,
-    batch_size: Annotated[int, typer.Option(help="Samples in a batch.", min=1)] = 128,
-    embedding_size: Annotated[int, typer.Option(help="Length of an embedding.", min=1)] = 128,
-    data: Annotated[str, typer.Option(help=f"One of: {', '.join(DATA_SETS)}.")] = "glyphs",
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Loader processes; the built-in data need none.", min=0)] = 0,
-    output: Annotated[Path, typer.Option(help="Folder for results; one that is there is continued.")] = Path("runs/compare"),
+    methods: Methods = None,
+    seeds: Seeds = None,
+    tuned: Tuned = False,
+    study: StudyFile = STUDY,
+    iterations: Iterations = 300,
+    epoch_iterations: EpochIterations = 50,
+    batch_size: BatchSize = 128,
+    embedding_size: EmbeddingSize = 128,
+    data: DataName = "glyphs",
+    device: Device = "cpu",
+    workers: LoaderProcesses = 0,
+    precision: Precision = "fp32",
+    jobs: Jobs = 1,
+    output: Output = Path("runs/compare"),
 ) -> None:
     """Train methods through PML's trainer, test them on unseen classes, and print, plot and save how they compare.
 
-    Lists take values one after another: --methods htl triplet:margin=0.2 --seeds 0 1 2. A run that was interrupted goes
-    on with what is missing when it is started again with the same --output.
+    Lists take values one after another: --methods htl triplet:margin=0.2 --seeds 0 1 2. Seeds are 0 1 2 unless others are
+    named, and 0 1 2 3 4 with --tuned. A run that was interrupted goes on with what is missing when it is started again with
+    the same --output.
     """
     with explained_errors():
-        plan = Plan(iterations, epoch_iterations, batch_size, embedding_size, device, workers)
-        with console.status(f"Making the data set {data} ..."):
-            splits = load(data)
-        contenders = [parse_contender(name) for name in methods or METHODS]
-        for contender in contenders:  # what does not fit shows now, not after hours
-            contender.build(plan.task(splits, seed=0))
+        plan = Plan(iterations, epoch_iterations, batch_size, embedding_size, device, workers, precision)
+        winners = tuned_settings(study) if tuned else None
+        contenders = [parse_contender(name, winners) for name in methods or winners or METHODS]
+        run(contenders, seeds or list(range(5 if tuned else 3)), plan, data, jobs, output)
+
+
+@app.command()
+def ablate(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(ABLATIONS)}.")],
+    seeds: Seeds = None,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Settings, but for those in question, are those of --study.")
+    ] = False,
+    study: StudyFile = STUDY,
+    iterations: Iterations = 300,
+    epoch_iterations: EpochIterations = 50,
+    embedding_size: EmbeddingSize = 128,
+    data: DataName = "glyphs",
+    device: Device = "cpu",
+    workers: LoaderProcesses = 0,
+    precision: Precision = "fp32",
+    jobs: Jobs = 1,
+    output: Output = Path("runs/ablate"),
+) -> None:
+    """Answer one question about HTL, with three seeds (0 1 2): what its halves carry, or what a setting is worth.
+
+    Results are in a folder NAME of --output, and where batch sizes are compared in one for each.
+    """
+    with explained_errors():
+        if name not in ABLATIONS:
+            raise ValueError(f"there is no ablation {name!r}; there are: {', '.join(ABLATIONS)}")
+        winners = tuned_settings(study) if tuned else None
+        contenders = [parse_contender(text, winners) for text in ABLATIONS[name].contenders]
+        console.print(f"[bold]{name}[/]: {ABLATIONS[name].question}")
+        for changes in ABLATIONS[name].plans:
+            plan = Plan(iterations, epoch_iterations, 128, embedding_size, device, workers, precision)
+            folder = "-".join([name, *map(str, changes.values())])
+            run(contenders, seeds or [0, 1, 2], replace(plan, **changes), data, jobs, output / folder)
+
+
+@app.command()
+def tune(
+    methods: Annotated[list[str] | None, typer.Option(help="All, unless some are named.")] = None,
+    trials: Annotated[int, typer.Option(help="For each method; the first is its defaults.", min=1)] = 8,
+    folds: Annotated[int, typer.Option(help="Of four, to validate on, one after another.", min=1, max=4)] = 2,
+    iterations: Iterations = 150,
+    epoch_iterations: EpochIterations = 50,
+    batch_size: BatchSize = 128,
+    embedding_size: EmbeddingSize = 128,
+    data: DataName = "glyphs",
+    device: Device = "cpu",
+    workers: LoaderProcesses = 0,
+    precision: Precision = "fp32",
+    jobs: Jobs = 1,
+    output: Output = Path("runs/tune"),
+) -> None:
+    """Search the settings of every method with optuna: as many trials for each, on folds of the training classes.
+
+    The search is in study.db of --output. It can be stopped at any time and goes on when started again, also with more
+    --trials.
+    study.json, the outcome, is what `compare --tuned --study` takes. Hours on two cores for all methods.
+    """
+    with explained_errors():
+        try:
+            from . import tune as tuning
+        except ImportError as error:
+            raise ValueError(f'tune needs {error.name}: pip install ".[benchmarks]"') from error
+        plan = Plan(iterations, epoch_iterations, batch_size, embedding_size, device, workers, precision)
+        names = [parse_contender(name).method.name for name in methods or METHODS]
         output.mkdir(parents=True, exist_ok=True)
-        outcome = results.Results(output / "results.json", plan, splits.describe())
-    run_comparison(contenders, seeds or [0, 1, 2], plan, splits, outcome, console)
+        splits = loaded(data)
+        studies = tuning.tune(names, trials, folds, plan, splits, output / "study.db", jobs, console)
+        document = outcome_of_tuning(studies, results.describe_session(device))
+        results.save(document, output / "study.json")
+    console.print(rich_table(document))
+    console.print(f"The study is in {output}/study.db, its outcome in {output}/study.json")
+
+
+def run(contenders: list[Contender], seeds: list[int], plan: Plan, data: str, jobs: int, output: Path) -> None:
+    """Trains and compares; what does not fit shows now, not after hours."""
+    splits = loaded(data)
+    for contender in contenders:
+        contender.build(plan.task(splits, seed=0))
+    output.mkdir(parents=True, exist_ok=True)
+    outcome = results.Results(output / "results.json", plan, splits.describe())
+    run_comparison(contenders, seeds, plan, splits, outcome, jobs, console)
+
+
+def loaded(data: str) -> Splits:
+    with console.status(f"Making the data set {data} ..."):
+        return load(data)
+
+
+def tuned_settings(file: Path) -> dict[str, Settings]:
+    """The winners of a tuning."""
+    if not file.exists():
+        raise ValueError(f"there is no {file}; `python -m benchmarks tune` makes one, for --study")
+    return winners_of(results.load(file))
 
 
 @app.command()
@@ -161,8 +269,7 @@ def spread_lists(arguments: list[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad=True to a scalar")  # PML's trainer
-    logging.getLogger("PML").setLevel(logging.WARNING)
+    quiet()
     app(spread_lists(sys.argv[1:] if arguments is None else arguments), prog_name="python -m benchmarks")
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .data import Splits
 from .methods import Contender
+from .parallel import workers
 from .plots import plot_class_tree, plot_curves
 from .results import Results
 from .tables import rich_table
-from .training import Plan, train
+from .training import Outcome, Plan, train
 
 
 def compare(
-    contenders: list[Contender], seeds: list[int], plan: Plan, data: Splits, results: Results, console: Console
+    contenders: list[Contender], seeds: list[int], plan: Plan, data: Splits, results: Results, jobs: int, console: Console
 ) -> None:
     """Adds the runs that are missing to `results`; plots and records of all runs go to the folder that it is in."""
     output = results.path.parent
@@ -25,14 +28,14 @@ def compare(
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {results.path} already.")
 
     if missing:
-        train_missing(missing, plan, data, results, console)
+        train_missing(missing, plan, data, results, jobs, console)
     plot_curves(results.document, output / "accuracy.png")
     console.print(rich_table(results.document))
     console.print(f"Results, plots and records are in {output}/: " + ", ".join(sorted(p.name for p in output.iterdir())))
 
 
 def train_missing(
-    missing: list[tuple[Contender, int]], plan: Plan, data: Splits, results: Results, console: Console
+    missing: list[tuple[Contender, int]], plan: Plan, data: Splits, results: Results, jobs: int, console: Console
 ) -> None:
     columns = (
         TextColumn("{task.description}"),
@@ -41,21 +44,26 @@ def train_missing(
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        whole = progress.add_task("[bold]all iterations", total=len(missing) * plan.iterations)
-        for contender, seed in missing:
+    with Progress(*columns, console=console) as progress, workers(data, jobs) as submit:
+        bar = progress.add_task("trainings", total=len(missing))
+        submitted = (
+            (contender, seed, submit(train_one, contender, seed, plan, folder_of(contender, seed, results)))
+            for contender, seed in missing
+        )
+        for contender, seed, future in submitted if jobs == 1 else list(submitted):
+            outcome = future.result()
             title = f"{contender.title}, seed {seed}"
-            single = progress.add_task(title, total=plan.iterations)
-
-            def advance(_: object, single: int = single) -> None:
-                progress.advance(single)
-                progress.advance(whole)
-
-            folder = results.path.parent / "runs" / f"{contender.title}-seed{seed}".replace(":", "_")
-            outcome = train(contender, seed, plan, data, folder, advance)
             results.add(contender, seed, outcome)
             picture = results.path.parent / "class_tree.png"
             if contender.method.name == "htl" and outcome.tree.is_fitted and not picture.exists():
                 plot_class_tree(outcome.tree, data, title, picture)
-            progress.remove_task(single)
-            progress.console.print(f"{title}: test MAP@R {outcome.accuracies['test']['map_at_r']:.1%}")
+            progress.advance(bar)
+            progress.console.print(f"{title}: test MAP@R {outcome.accuracies['test']['map_at_r']:.1%}", highlight=False)
+
+
+def train_one(data: Splits, contender: Contender, seed: int, plan: Plan, folder: Path) -> Outcome:
+    return train(contender, seed, plan, data, folder)
+
+
+def folder_of(contender: Contender, seed: int, results: Results) -> Path:
+    return results.path.parent / "runs" / f"{contender.title}-seed{seed}".replace(":", "_")

@@ -1,20 +1,20 @@
 """The contenders: one entry a method, each a loss with the miner and the sampler that belong to it.
 
 All see the same network, optimiser, number of iterations and batch size. A method's settings are its own hyperparameters;
-`triplet:margin=0.1,distance=squared` on the command line changes some of them. Their defaults are the best on the
-validation classes in `results/settings.json`, but for `htl` and `htl-margin`: these have the defaults of the package.
+`triplet:margin=0.1,distance=squared` on the command line changes some of them. Any method can be given either sampler by
+`sampling=per-class` or `sampling=neighbors`, whatever its default.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_metric_learning import distances, losses, miners, samplers
 
-from pml_htl import HTL, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
+from pml_htl import AnchorNeighborSampler, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 
 Settings = dict[str, Any]  # numbers and words
 
@@ -34,6 +34,14 @@ class Task:
         return int(self.labels.max()) + 1
 
 
+class Learning(NamedTuple):
+    """A loss with what belongs to it; `learning_rate` is that of the loss's own parameters, if it has any."""
+
+    loss: torch.nn.Module
+    miner: torch.nn.Module | None = None
+    learning_rate: float | None = None
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a method trains with. A `tree` is to be refreshed; `loss_lr` is the learning rate of the loss's parameters."""
@@ -43,21 +51,57 @@ class Parts:
     miner: torch.nn.Module | None = None
     tree: ClassTree | None = None
     loss_lr: float | None = None
+    refresh_every: int = 1  # epochs
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the comparison: what it is, its settings with their defaults, and how to make its parts."""
+    """A row of the comparison: what it is, how to make its loss, and its settings with their defaults."""
 
     name: str
     description: str
-    build: Callable[[Task, Settings], Parts]
-    defaults: Settings = field(default_factory=dict)
+    learn: Callable[[Task, Settings, ClassTree], Learning]
+    own_defaults: Settings
+
+    @property
+    def defaults(self) -> Settings:
+        """Those of the method, and the settings that every method has."""
+        return {**COMMON, **self.own_defaults}
+
+    def build(self, task: Task, settings: Settings) -> Parts:
+        """Loss, sampler and what else the method trains with."""
+        tree = ClassTree(settings.get("num_levels", 16), linkage=settings.get("linkage", "single"))
+        if settings["sampling"] == "neighbors":
+            sampler: torch.utils.data.Sampler = neighbors(task, settings, tree)
+        elif settings["sampling"] == "per-class":
+            sampler = m_per_class(task, settings)
+        else:
+            raise ValueError(f"sampling must be per-class or neighbors, but it is {settings['sampling']!r}")
+        loss, miner, learning_rate = self.learn(task, settings, tree)
+        has_tree = settings["sampling"] == "neighbors" or isinstance(loss, HierarchicalTripletLoss)
+        return Parts(loss, sampler, miner, tree if has_tree else None, learning_rate, settings["refresh_every"])
 
 
-PER_CLASS: Settings = {"samples_per_class": 4}
-NEIGHBORHOOD: Settings = {"neighborhood_size": 4, "samples_per_class": 4}
-TREE: Settings = {"num_levels": 16, "beta": 0.1, "initial_margin": 0.2, "distance": "squared"}
+COMMON: Settings = {
+    "learning_rate": 1e-3,
+    "sampling": "per-class",
+    "samples_per_class": 4,
+    "neighborhood_size": 4,  # matters with sampling=neighbors alone
+    "refresh_every": 1,  # epochs; matters with a tree alone, for the sampling or for the margins
+}
+NEIGHBORS: Settings = {"sampling": "neighbors"}
+TRIPLET: Settings = {"margin": 0.4, "distance": "plain"}
+CONTRASTIVE: Settings = {"pos_margin": 0.0, "neg_margin": 1.0}
+NTXENT: Settings = {"temperature": 0.1}
+TREE: Settings = {
+    "num_levels": 16,
+    "linkage": "single",
+    "beta": 0.1,
+    "initial_margin": 0.2,
+    "tree_weight": 1.0,
+    "continuous": "no",
+    "distance": "squared",
+}
 
 
 def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
@@ -72,131 +116,112 @@ def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
     return samplers.MPerClassSampler(task.labels, per_class, task.batch_size, length)
 
 
-def distance_of(settings: Settings) -> distances.LpDistance:
-    powers = {"plain": 1, "squared": 2}
-    if settings["distance"] not in powers:
-        raise ValueError(f"distance must be plain or squared, but it is {settings['distance']!r}")
-    return distances.LpDistance(power=powers[settings["distance"]])
-
-
-def triplet_loss(settings: Settings) -> losses.TripletMarginLoss:
-    return losses.TripletMarginLoss(margin=settings["margin"], distance=distance_of(settings))
-
-
-def htl(task: Task, settings: Settings) -> HTL:
+def neighbors(task: Task, settings: Settings, tree: ClassTree) -> AnchorNeighborSampler:
     group = settings["neighborhood_size"] * settings["samples_per_class"]
     if group < 1 or task.batch_size % group:
         raise ValueError(f"the batch size must be a multiple of {group} (neighborhood x samples), not {task.batch_size}")
-    return HTL(
+    # Any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has.
+    tree.max_neighbors = max(tree.max_neighbors, task.batch_size // settings["samples_per_class"] - 1)
+    return AnchorNeighborSampler(
         task.labels,
+        tree,
         num_anchors=task.batch_size // group,
         neighborhood_size=settings["neighborhood_size"],
         samples_per_class=settings["samples_per_class"],
         seed=task.seed,
-        **margin_settings(settings),
     )
 
 
-def margin_settings(settings: Settings) -> Settings:
-    if "beta" not in settings:
-        return {}
-    margins = {name: settings[name] for name in ("num_levels", "beta", "initial_margin")}
-    return {**margins, "distance": distance_of(settings)}
+def distance_of(settings: Settings) -> distances.LpDistance:
+    powers = {"plain": 1, "squared": 2}
+    return distances.LpDistance(power=powers[one_of("distance", settings, *powers)])
 
 
-def build_triplet(task: Task, settings: Settings) -> Parts:
-    return Parts(triplet_loss(settings), m_per_class(task, settings))
+def one_of(name: str, settings: Settings, *words: str) -> str:
+    if settings[name] not in words:
+        raise ValueError(f"{name} must be {' or '.join(words)}, but it is {settings[name]!r}")
+    return settings[name]
 
 
-def build_triplet_semihard(task: Task, settings: Settings) -> Parts:
-    loss = triplet_loss(settings)
-    miner = miners.TripletMarginMiner(settings["margin"], "semihard", distance=loss.distance)
-    return Parts(loss, m_per_class(task, settings), miner)
+def triplet(task: Task, settings: Settings, tree: ClassTree) -> Learning:
+    return Learning(losses.TripletMarginLoss(margin=settings["margin"], distance=distance_of(settings)))
 
 
-def build_contrastive(task: Task, settings: Settings) -> Parts:
-    loss = losses.ContrastiveLoss(settings["pos_margin"], settings["neg_margin"])
-    return Parts(loss, m_per_class(task, settings))
+def triplet_semihard(task: Task, settings: Settings, tree: ClassTree) -> Learning:
+    loss = triplet(task, settings, tree).loss
+    return Learning(loss, miners.TripletMarginMiner(settings["margin"], "semihard", distance=loss.distance))
 
 
-def build_multi_similarity(task: Task, settings: Settings) -> Parts:
+def contrastive(task: Task, settings: Settings, tree: ClassTree) -> Learning:
+    return Learning(losses.ContrastiveLoss(settings["pos_margin"], settings["neg_margin"]))
+
+
+def multi_similarity(task: Task, settings: Settings, tree: ClassTree) -> Learning:
     loss = losses.MultiSimilarityLoss(settings["alpha"], settings["beta"], settings["base"])
-    return Parts(loss, m_per_class(task, settings), miners.MultiSimilarityMiner(settings["epsilon"]))
+    return Learning(loss, miners.MultiSimilarityMiner(settings["epsilon"]))
 
 
-def build_ntxent(task: Task, settings: Settings) -> Parts:
-    return Parts(losses.NTXentLoss(settings["temperature"]), m_per_class(task, settings))
+def ntxent(task: Task, settings: Settings, tree: ClassTree) -> Learning:
+    return Learning(losses.NTXentLoss(settings["temperature"]))
 
 
-def build_proxy_anchor(task: Task, settings: Settings) -> Parts:
+def proxy_anchor(task: Task, settings: Settings, tree: ClassTree) -> Learning:
     loss = losses.ProxyAnchorLoss(task.num_classes, task.embedding_size, settings["margin"], settings["alpha"])
-    return Parts(loss, m_per_class(task, settings), loss_lr=settings["proxy_lr"])
+    return Learning(loss, learning_rate=settings["proxy_lr"])
 
 
-def build_htl(task: Task, settings: Settings) -> Parts:
-    parts = htl(task, settings)
-    return Parts(parts.loss, parts.sampler, tree=parts.tree)
-
-
-def build_htl_margin(task: Task, settings: Settings) -> Parts:
-    margins = margin_settings(settings)
-    tree = ClassTree(margins.pop("num_levels"))
-    loss = HierarchicalTripletLoss(DynamicMarginMiner(tree, **margins))
-    return Parts(loss, m_per_class(task, settings), tree=tree)
-
-
-def build_htl_sampling(task: Task, settings: Settings) -> Parts:
-    parts = htl(task, settings)
-    return Parts(triplet_loss(settings), parts.sampler, tree=parts.tree)
+def htl(task: Task, settings: Settings, tree: ClassTree) -> Learning:
+    miner = DynamicMarginMiner(
+        tree,
+        beta=settings["beta"],
+        initial_margin=settings["initial_margin"],
+        tree_weight=settings["tree_weight"],
+        continuous=one_of("continuous", settings, "no", "yes") == "yes",
+        distance=distance_of(settings),
+    )
+    return Learning(HierarchicalTripletLoss(miner))
 
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in [
-        Method(
-            "triplet",
-            "TripletMarginLoss on all triplets",
-            build_triplet,
-            {**PER_CLASS, "margin": 0.4, "distance": "plain"},
-        ),
+        Method("triplet", "TripletMarginLoss on all triplets", triplet, TRIPLET),
         Method(
             "triplet-semihard",
             "TripletMarginLoss on the semihard triplets of TripletMarginMiner",
-            build_triplet_semihard,
-            {**PER_CLASS, "margin": 0.4, "distance": "plain"},
+            triplet_semihard,
+            TRIPLET,
         ),
-        Method("contrastive", "ContrastiveLoss", build_contrastive, {**PER_CLASS, "pos_margin": 0.0, "neg_margin": 1.0}),
+        Method("contrastive", "ContrastiveLoss", contrastive, CONTRASTIVE),
         Method(
             "multi-similarity",
             "MultiSimilarityLoss with its miner",
-            build_multi_similarity,
-            {**PER_CLASS, "alpha": 2.0, "beta": 50.0, "base": 0.8, "epsilon": 0.1},
+            multi_similarity,
+            {"alpha": 2.0, "beta": 50.0, "base": 0.8, "epsilon": 0.1},
         ),
-        Method("ntxent", "NTXentLoss", build_ntxent, {**PER_CLASS, "temperature": 0.1}),
+        Method("ntxent", "NTXentLoss", ntxent, NTXENT),
+        Method("proxy-anchor", "ProxyAnchorLoss", proxy_anchor, {"margin": 0.1, "alpha": 4.0, "proxy_lr": 0.003}),
+        Method("htl", "dynamic margin and anchor-neighbour sampling", htl, {**NEIGHBORS, **TREE}),
+        Method("htl-margin", "dynamic margin with MPerClassSampler", htl, TREE),
+        Method("htl-sampling", "TripletMarginLoss with anchor-neighbour sampling", triplet, {**NEIGHBORS, **TRIPLET}),
         Method(
-            "proxy-anchor",
-            "ProxyAnchorLoss",
-            build_proxy_anchor,
-            {**PER_CLASS, "margin": 0.1, "alpha": 4.0, "proxy_lr": 0.003},
+            "contrastive-sampling",
+            "ContrastiveLoss with anchor-neighbour sampling",
+            contrastive,
+            {**NEIGHBORS, **CONTRASTIVE},
         ),
-        Method("htl", "dynamic margin and anchor-neighbour sampling", build_htl, {**NEIGHBORHOOD, **TREE}),
-        Method("htl-margin", "dynamic margin with MPerClassSampler", build_htl_margin, {**PER_CLASS, **TREE}),
-        Method(
-            "htl-sampling",
-            "TripletMarginLoss with anchor-neighbour sampling",
-            build_htl_sampling,
-            {**NEIGHBORHOOD, "margin": 0.4, "distance": "plain"},
-        ),
+        Method("ntxent-sampling", "NTXentLoss with anchor-neighbour sampling", ntxent, {**NEIGHBORS, **NTXENT}),
     ]
 }
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with its settings, and what the user asked for in them."""
+    """A method with its settings as far as they are not its defaults, and a title for them."""
 
     method: Method
     changes: Settings
+    label: str | None = None  # of tuned settings, which would be too many for a title
 
     @property
     def settings(self) -> Settings:
@@ -208,18 +233,23 @@ class Contender:
 
     @property
     def title(self) -> str:
-        """`triplet`, or `triplet:margin=0.2` where a setting is not the default."""
+        """`triplet`, or `triplet:margin=0.2` where a setting is not the default; or the label."""
         changes = ",".join(f"{name}={value}" for name, value in self.changes.items())
-        return f"{self.method.name}:{changes}" if changes else self.method.name
+        return self.label or (f"{self.method.name}:{changes}" if changes else self.method.name)
 
 
-def parse_contender(text: str) -> Contender:
-    """`name` or `name:setting=value,setting=value`; a `ValueError` lists what there is."""
+def parse_contender(text: str, tuned: dict[str, Settings] | None = None) -> Contender:
+    """`name` or `name:setting=value,setting=value`; a `ValueError` lists what there is.
+
+    With `tuned`, settings by the names of methods, these take the place of the defaults, and `text` is the label.
+    """
     name, _, assignments = text.partition(":")
     if name not in METHODS:
         raise ValueError(f"there is no method {name!r}; there are: {', '.join(METHODS)}")
+    if tuned is not None and name not in tuned:
+        raise ValueError(f"{name} was not tuned; there are: {', '.join(tuned)}")
     method = METHODS[name]
-    changes: Settings = {}
+    changes: Settings = {} if tuned is None else dict(tuned[name])
     for assignment in filter(None, assignments.split(",")):
         setting, _, value = assignment.partition("=")
         if setting not in method.defaults:
@@ -229,4 +259,5 @@ def parse_contender(text: str) -> Contender:
             changes[setting] = kind(value)
         except ValueError:
             raise ValueError(f"{setting} of {name} must be a {kind.__name__}, but it is {value!r}") from None
-    return Contender(method, {name: value for name, value in changes.items() if value != method.defaults[name]})
+    changes = {name: value for name, value in changes.items() if value != method.defaults[name]}
+    return Contender(method, changes, None if tuned is None else text)

@@ -17,6 +17,7 @@ import torch
 
 import pml_htl
 
+from . import study
 from .methods import METHODS, Contender
 from .speed import report
 from .training import METRICS, Outcome, Plan
@@ -34,6 +35,7 @@ RUN = {
     "settings": dict,
 }
 CURVE = {"method": str, "seed": int, "iterations": list, "map_at_r": list, "settings": dict}
+OPTIONAL = {"runs": {"label": str}, "curves": {"label": str, "seconds": list}}  # of tuned settings; since version 0.1
 
 
 class Results:
@@ -71,13 +73,16 @@ class Results:
     def add(self, contender: Contender, seed: int, outcome: Outcome) -> None:
         """Adds a finished run and writes the file."""
         shared = {"method": contender.method.name, "seed": seed, "settings": contender.settings}
+        if contender.label:
+            shared["label"] = contender.label
         seconds = {
             "train_seconds": round(outcome.train_seconds, 2),
             "refresh_seconds": round(outcome.refresh_seconds, 2),
         }
         for split, accuracies in outcome.accuracies.items():
             self.runs.append({**shared, "split": split, "iterations": self.iterations, **accuracies, **seconds})
-        curve = {"iterations": [step for step, _ in outcome.curve], "map_at_r": [value for _, value in outcome.curve]}
+        steps, accuracies, seconds = zip(*outcome.curve, strict=True)
+        curve = {"iterations": list(steps), "map_at_r": list(accuracies), "seconds": [round(s, 2) for s in seconds]}
         self.document["curves"].append({**shared, **curve})
         validate(self.document)
         save(self.document, self.path)
@@ -106,9 +111,10 @@ def save(document: dict[str, Any], path: Path) -> None:
 
 def validate(document: Any) -> None:
     """Raises a `ValueError` that names what is not as it should be."""
-    if isinstance(document, dict) and "measurements" in document:
-        report.validate(document)
-        return
+    for kind, check in (("measurements", report.validate), ("studies", study.validate)):
+        if isinstance(document, dict) and kind in document:
+            check(document)
+            return
     if not isinstance(document, dict) or not {"metadata", "runs", "curves"} <= document.keys():
         raise ValueError("a results file has metadata, runs and curves")
     missing = [name for name in METADATA if document["metadata"].get(name) is None]
@@ -125,7 +131,10 @@ def validate(document: Any) -> None:
                 value = entry.get(name)
                 if not isinstance(value, wanted) or isinstance(value, bool):
                     raise ValueError(f"{where}: {name} should be a {wanted.__name__}, but it is {value!r}")
-            extra = entry.keys() - schema.keys()
+            for name, wanted in OPTIONAL[kind].items():
+                if name in entry and not isinstance(entry[name], wanted):
+                    raise ValueError(f"{where}: {name} should be a {wanted.__name__}, but it is {entry[name]!r}")
+            extra = entry.keys() - schema.keys() - OPTIONAL[kind].keys()
             if extra:
                 raise ValueError(f"{where}: unknown {', '.join(sorted(extra))}")
             accuracies = entry["map_at_r"] if kind == "curves" else [entry[name] for name in METRICS.values()]
@@ -190,7 +199,9 @@ def summarize(document: dict[str, Any]) -> pd.DataFrame:
 
 
 def title_of(entry: dict[str, Any]) -> str:
-    """The title of the contender of a run or curve: its settings as far as they are not today's defaults."""
+    """The title of the contender of a run or curve: its label, or its settings as far as they are not today's defaults."""
+    if "label" in entry:
+        return entry["label"]
     method = METHODS.get(entry["method"])
     if method is None:
         raise ValueError(f"there is no method {entry['method']!r} in this version")

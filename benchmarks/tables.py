@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
+from . import study
 from .results import summarize
 from .speed import report
 
@@ -44,17 +46,31 @@ def caption(document: dict[str, Any]) -> str:
 
 
 def rich_table(document: dict[str, Any]) -> Table:
-    table = Table(title=caption(document), title_justify="left", title_style="italic", header_style="bold")
-    for number, column in enumerate(COLUMNS):
-        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
-    for number, cells in enumerate(rows(document)):
+    """For the terminal; the best is in bold."""
+    columns, cells_of_rows, title = contents(document)
+    table = Table(title=title, title_justify="left", title_style="italic", header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if is_number(number, columns) else "left", no_wrap=not number)
+    for number, cells in enumerate(cells_of_rows):
         table.add_row(*cells, style="bold" if number == 0 else None)
     return table
 
 
 def markdown_table(document: dict[str, Any]) -> str:
-    """Of a comparison, or of the speed benchmark."""
+    """For the README: of a comparison, a tuning or the speed benchmark."""
     if "measurements" in document:
         return report.markdown_table(document)
-    lines = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows(document)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + f"\n\n{caption(document)}\n"
+    columns, cells_of_rows, title = contents(document)
+    rule = tuple("---:" if is_number(number, columns) else "---" for number in range(len(columns)))
+    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, rule, *cells_of_rows)]
+    return "\n".join(lines) + f"\n\n{title}\n"
+
+
+def contents(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Columns, cells and caption."""
+    kind: Any = study if "studies" in document else sys.modules[__name__]
+    return kind.COLUMNS, kind.rows(document), kind.caption(document)
+
+
+def is_number(number: int, columns: tuple[str, ...]) -> bool:
+    return number > 0 and not columns[number].startswith("settings")

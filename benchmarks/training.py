@@ -22,7 +22,6 @@ from .data import Splits
 from .methods import Contender, Task
 from .networks import WIDTHS, conv_net
 
-LEARNING_RATE = 1e-3
 EVAL_BATCH_SIZE = 512
 METRICS = {  # PML's names and those of the results file
     "mean_average_precision_at_r": "map_at_r",
@@ -42,8 +41,11 @@ class Plan:
     embedding_size: int = 128
     device: str = "cpu"
     workers: int = 0
+    precision: str = "fp32"  # of the network; losses and trees compute in float32 and float64 in any case
 
     def __post_init__(self) -> None:
+        if self.precision not in ("fp32", "bf16"):  # fp16 would need a gradient scaler, which PML's trainers lack
+            raise ValueError(f"precision must be fp32 or bf16, but it is {self.precision!r}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -62,9 +64,10 @@ class Plan:
         """What a method is given to make its parts."""
         return Task(data.train.labels, self.batch_size, self.embedding_size, self.iterations, seed)
 
-    def comparable(self) -> dict[str, int]:
+    def comparable(self) -> dict[str, int | str]:
         """What all runs of a results file share; device and workers may change between sessions."""
-        return {name: getattr(self, name) for name in ("iterations", "epoch_iterations", "batch_size", "embedding_size")}
+        names = ("iterations", "epoch_iterations", "batch_size", "embedding_size", "precision")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Outcome:
     """
 
     accuracies: dict[str, dict[str, float]]  # "validation" and "test" -> metric -> 0 .. 1
-    curve: list[tuple[int, float]]  # iterations, validation MAP@R
+    curve: list[tuple[int, float, float]]  # iterations, validation MAP@R, seconds of training and refreshing until then
     train_seconds: float
     refresh_seconds: float
     tree: ClassTree | None
@@ -86,11 +89,13 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self.seconds_by_epoch: list[float] = []
         self._start = time.perf_counter()
 
     def pausing(self, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def paused(trainer: Any) -> Any:
             self.seconds += time.perf_counter() - self._start
+            self.seconds_by_epoch.append(self.seconds)
             verdict = hook(trainer)
             self._start = time.perf_counter()
             return verdict
@@ -98,10 +103,22 @@ class Stopwatch:
         return paused
 
 
-def train(
-    contender: Contender, seed: int, plan: Plan, data: Splits, folder: Path, on_iteration: Callable[[Any], None]
-) -> Outcome:
-    """Trains on `data.train`, chooses the epoch on `data.val`, tests it on `data.test`.
+class InPrecision(torch.nn.Module):
+    """A network that computes in a shorter float type; its output is float32."""
+
+    def __init__(self, network: torch.nn.Module, precision: str) -> None:
+        super().__init__()
+        self.network = network
+        self.precision = precision
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.network(inputs).float()
+
+
+def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Path, *, test: bool = True) -> Outcome:
+    """Trains on `data.train`, chooses the epoch on `data.val`, and tests it on `data.test` unless told not to.
 
     Records, TensorBoard files and models go to `folder`, which is emptied first. The same seed gives the same outcome.
     """
@@ -113,21 +130,31 @@ def train(
     loss = parts.loss.to(device)
     trunk = conv_net(data.train.images.shape[1], torch.Generator().manual_seed(seed)).to(device)
     embedder = torch.nn.Linear(WIDTHS[-1], plan.embedding_size).to(device)
+    trunk, embedder = InPrecision(trunk, plan.precision), InPrecision(embedder, plan.precision)
 
     hooks, tester = make_hooks(folder, device)
     hook = hooks.end_of_epoch_hook(tester, {"val": data.val}, str(folder / "models"))
     refresh = None
     if parts.tree is not None:
-        refresh = TreeRefresh(parts.tree, data.train, batch_size=EVAL_BATCH_SIZE, num_workers=plan.workers, then=hook)
+        refresh = TreeRefresh(
+            parts.tree,
+            data.train,
+            every_n_epochs=parts.refresh_every,
+            batch_size=EVAL_BATCH_SIZE,
+            num_workers=plan.workers,
+            then=hook,
+        )
     stopwatch = Stopwatch()
+    refresh_seconds: list[float] = []  # by epoch
 
-    def end_of_iteration(trainer: Any) -> None:
-        hooks.end_of_iteration_hook(trainer)
-        on_iteration(trainer)
+    def end_of_epoch(trainer: Any) -> Any:
+        verdict = hook(trainer) if refresh is None else refresh(trainer)
+        refresh_seconds.append(0.0 if refresh is None else refresh.seconds)
+        return verdict
 
     trainer = MetricLossOnly(
         models={"trunk": trunk, "embedder": embedder},
-        optimizers=make_optimizers(trunk, embedder, loss, parts.loss_lr),
+        optimizers=make_optimizers(trunk, embedder, loss, contender.settings["learning_rate"], parts.loss_lr),
         batch_size=plan.batch_size,
         loss_funcs={"metric_loss": loss},
         mining_funcs={} if parts.miner is None else {"tuple_miner": parts.miner},
@@ -136,8 +163,8 @@ def train(
         iterations_per_epoch=plan.epoch_iterations,
         data_device=device,
         dataloader_num_workers=plan.workers,
-        end_of_iteration_hook=end_of_iteration,
-        end_of_epoch_hook=stopwatch.pausing(hook if refresh is None else refresh),
+        end_of_iteration_hook=hooks.end_of_iteration_hook,
+        end_of_epoch_hook=stopwatch.pausing(end_of_epoch),
     )
     trainer.train(num_epochs=plan.num_epochs)
 
@@ -145,19 +172,25 @@ def train(
     best_epoch, _ = hooks.get_best_epoch_and_accuracy(tester, "val")
     validation = {ours: history[f"{theirs}_level0"][best_epoch - 1] for theirs, ours in METRICS.items()}
     hooks.load_latest_saved_models(trainer, str(folder / "models"), device, best=True)  # the tree comes along
-    test = tester.test({"test": data.test}, best_epoch, trunk, embedder)["test"]
+    accuracies = {"validation": validation}
+    if test:
+        found = tester.test({"test": data.test}, best_epoch, trunk, embedder)["test"]
+        accuracies["test"] = {ours: float(found[f"{theirs}_level0"]) for theirs, ours in METRICS.items()}
     close_records(hooks)
     return Outcome(
-        accuracies={
-            "validation": validation,
-            "test": {ours: float(test[f"{theirs}_level0"]) for theirs, ours in METRICS.items()},
-        },
+        accuracies,
         curve=[
-            (epoch * plan.epoch_iterations, accuracy)
-            for epoch, accuracy in zip(history["epoch"], history[f"{PRIMARY_METRIC}_level0"], strict=True)
+            (epoch * plan.epoch_iterations, accuracy, trained + refreshed)
+            for epoch, accuracy, trained, refreshed in zip(
+                history["epoch"],
+                history[f"{PRIMARY_METRIC}_level0"],
+                stopwatch.seconds_by_epoch,
+                refresh_seconds,
+                strict=True,
+            )
         ],
         train_seconds=stopwatch.seconds,
-        refresh_seconds=0.0 if refresh is None else refresh.seconds,
+        refresh_seconds=refresh_seconds[-1],
         tree=parts.tree,
     )
 
@@ -177,12 +210,12 @@ def make_hooks(folder: Path, device: torch.device) -> tuple[HookContainer, Globa
 
 
 def make_optimizers(
-    trunk: torch.nn.Module, embedder: torch.nn.Module, loss: torch.nn.Module, loss_lr: float | None
+    trunk: torch.nn.Module, embedder: torch.nn.Module, loss: torch.nn.Module, learning_rate: float, loss_lr: float | None
 ) -> dict[str, torch.optim.Optimizer]:
     """Adam for everything that learns; the parameters of a loss (proxies) have a learning rate of their own."""
     optimizers: dict[str, torch.optim.Optimizer] = {
-        "trunk_optimizer": torch.optim.Adam(trunk.parameters(), LEARNING_RATE),
-        "embedder_optimizer": torch.optim.Adam(embedder.parameters(), LEARNING_RATE),
+        "trunk_optimizer": torch.optim.Adam(trunk.parameters(), learning_rate),
+        "embedder_optimizer": torch.optim.Adam(embedder.parameters(), learning_rate),
     }
     if loss_lr is not None:
         optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), loss_lr)

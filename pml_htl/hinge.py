@@ -166,11 +166,14 @@ def _row_blocks(matrix: torch.Tensor, numbers_per_element: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, num_rows, step)]
 
 
-def margin_for_class_pairs(merge_thresholds: torch.Tensor, spreads: torch.Tensor, beta: float, power: int) -> torch.Tensor:
+def margin_for_class_pairs(
+    merge_distances: torch.Tensor, spreads: torch.Tensor, beta: float, power: int, tree_weight: float = 1.0
+) -> torch.Tensor:
     """The dynamic violate margin, alpha, from squared distances `d_H` and `s` that broadcast (method, section 4).
 
-    `power` 2: `beta + d_H - s`, for squared distances. `power` 1: `beta + sqrt(d_H) - sqrt(s)`, for plain ones.
+    `power` 2: `beta + tree_weight (d_H - s)`, for squared distances. `power` 1: `beta + tree_weight (sqrt(d_H) - sqrt(s))`,
+    for plain ones.
     """
     if power == 1:
-        merge_thresholds, spreads = merge_thresholds.sqrt(), spreads.sqrt()
-    return beta + merge_thresholds - spreads
+        merge_distances, spreads = merge_distances.sqrt(), spreads.sqrt()
+    return beta + tree_weight * (merge_distances - spreads)

@@ -33,6 +33,10 @@ class DynamicMarginMiner(BaseMiner):
         tree: the tree that it shares with the sampler.
         beta: constant part of the margin, 0.1 in the paper.
         initial_margin: the margin of every pair while the tree is not fitted, in the units of `distance`.
+        tree_weight: of the tree's part of the margin, `alpha = beta + tree_weight (d_H - s)`; 1 in the paper, 0 leaves the
+            constant margin `beta`.
+        continuous: `d_H` is the squared distance itself at which the classes merge, instead of the first threshold above
+            it; margins then differ between all merges, and the number of levels does not matter.
         type_of_triplets: "all" that violate their margin; of these "hard", with the negative no farther than the
             positive, or "semihard", with the negative farther; or "easy", all that do not violate it.
         distance: `LpDistance(p=2, power=2)` (default; margins in squared distances, the units of the tree) or
@@ -51,6 +55,8 @@ class DynamicMarginMiner(BaseMiner):
         *,
         beta: float = 0.1,
         initial_margin: float = 0.2,
+        tree_weight: float = 1.0,
+        continuous: bool = False,
         type_of_triplets: str = "all",
         **kwargs: Any,
     ) -> None:
@@ -65,6 +71,8 @@ class DynamicMarginMiner(BaseMiner):
         self.tree = tree
         self.beta = _finite("beta", beta)
         self.initial_margin = _finite("initial_margin", initial_margin)
+        self.tree_weight = _finite("tree_weight", tree_weight)
+        self.continuous = bool(continuous)
         self.type_of_triplets = type_of_triplets
         self.add_to_recordable_attributes(list_of_names=["beta", "initial_margin"], is_stat=False)
         self.add_to_recordable_attributes(
@@ -89,8 +97,8 @@ class DynamicMarginMiner(BaseMiner):
         if not self.tree.is_fitted:
             shape = torch.broadcast_shapes(anchor_labels.shape, negative_labels.shape)
             return torch.full(shape, self.initial_margin, dtype=torch.float64, device=anchor_labels.device)
-        thresholds = self.tree.merge_thresholds(anchor_labels, negative_labels)
-        return self._margins_of(thresholds, self.tree.class_spreads(anchor_labels))
+        merge_distances = self.tree.cophenetic_distances if self.continuous else self.tree.merge_thresholds
+        return self._margins_of(merge_distances(anchor_labels, negative_labels), self.tree.class_spreads(anchor_labels))
 
     @torch.no_grad()
     def margin_matrix(self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -98,16 +106,17 @@ class DynamicMarginMiner(BaseMiner):
         if not self.tree.is_fitted:
             return torch.full((len(labels), len(ref_labels)), self.initial_margin, dtype=dtype, device=labels.device)
         if labels.device.type != "cpu":  # the number of distinct labels is not known there without waiting
-            return self._margins_of(*self.tree.margin_terms(labels, ref_labels)).to(dtype)
+            return self._margins_of(*self.tree.margin_terms(labels, ref_labels, continuous=self.continuous)).to(dtype)
         classes, rows = labels.unique(return_inverse=True)
         ref_classes, columns = (classes, rows) if ref_labels is labels else ref_labels.unique(return_inverse=True)
-        margins = self._margins_of(*self.tree.margin_terms(classes, ref_classes)).to(dtype)
+        terms = self.tree.margin_terms(classes, ref_classes, continuous=self.continuous)
+        margins = self._margins_of(*terms).to(dtype)
         return margins.index_select(1, columns).index_select(0, rows)
 
     def has_margins_of(self, other: DynamicMarginMiner) -> bool:
         """Whether both give every pair of classes the same margin."""
-        mine, others = ((m.tree, m.beta, m.initial_margin, m.distance.power) for m in (self, other))
-        return mine[0] is others[0] and mine[1:] == others[1:]
+        mine, others = ((m.beta, m.initial_margin, m.tree_weight, m.continuous, m.distance.power) for m in (self, other))
+        return self.tree is other.tree and mine == others
 
     def forward(
         self,
@@ -148,8 +157,8 @@ class DynamicMarginMiner(BaseMiner):
 
         return triplets_where(matches, negatives)
 
-    def _margins_of(self, merge_thresholds: torch.Tensor, spreads: torch.Tensor) -> torch.Tensor:
-        return margin_for_class_pairs(merge_thresholds, spreads, self.beta, self.distance.power)
+    def _margins_of(self, merge_distances: torch.Tensor, spreads: torch.Tensor) -> torch.Tensor:
+        return margin_for_class_pairs(merge_distances, spreads, self.beta, self.distance.power, self.tree_weight)
 
     def _set_stats(self, distances: torch.Tensor, matches: torch.Tensor, differs: torch.Tensor) -> None:
         """Means over all triplets, each pair weighted by the number of triplets it stands in."""

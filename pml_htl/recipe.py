@@ -24,7 +24,7 @@ class HTL:
         num_anchors, neighborhood_size, samples_per_class: the batch: so many anchor classes, each with its neighbourhood of
             so many classes (itself counted), so many samples of each. See `AnchorNeighborSampler`.
         num_levels, linkage: of the tree. See `ClassTree`.
-        beta, initial_margin, distance: of the margins. See `DynamicMarginMiner`.
+        beta, initial_margin, tree_weight, continuous, distance: of the margins. See `DynamicMarginMiner`.
         batches_per_epoch, seed: of the sampler.
         **loss_kwargs: to `HierarchicalTripletLoss`, such as `reducer`, `swap`, `smooth_loss`, `collect_stats`.
 
@@ -55,6 +55,8 @@ class HTL:
         linkage: str = "single",
         beta: float = 0.1,
         initial_margin: float = 0.2,
+        tree_weight: float = 1.0,
+        continuous: bool = False,
         distance: LpDistance | None = None,
         batches_per_epoch: int | None = None,
         seed: int | None = None,
@@ -72,7 +74,14 @@ class HTL:
         )
         # Any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has.
         self.tree.max_neighbors = max(self.tree.max_neighbors, num_anchors * neighborhood_size - 1)
-        self.miner = DynamicMarginMiner(self.tree, beta=beta, initial_margin=initial_margin, distance=distance)
+        self.miner = DynamicMarginMiner(
+            self.tree,
+            beta=beta,
+            initial_margin=initial_margin,
+            tree_weight=tree_weight,
+            continuous=continuous,
+            distance=distance,
+        )
         self.loss = HierarchicalTripletLoss(self.miner, **loss_kwargs)
         self.batch_size = self.sampler.batch_size
 

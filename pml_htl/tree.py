@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from . import linkage as linkages
+from .cophenetic import largest_between, lay_out, maxima_of_runs
 from .labels import Labels, integer_at_least, label_tensor, name_some, positions
 from .merging import merge_and_find_nearest
 from .statistics import ClassStatistics
@@ -156,21 +157,37 @@ class ClassTree(torch.nn.Module):
         levels = self.merge_levels(a, b)
         return self._on(levels.device, "thresholds")[levels]
 
+    def cophenetic_distances(self, a: Labels, b: Labels) -> torch.Tensor:
+        """The squared distance at which classes merge, whatever the levels: float64, shapes as `merge_levels`.
+
+        With single linkage it is the largest edge on their path in the minimum spanning tree, and `merge_levels` is the
+        first level whose threshold lies above it. 0 for a class and itself. Source: `scipy.cluster.hierarchy.cophenet`,
+        which lists all pairs; here a table of O(C log C), made once per fit, answers any of them.
+        """
+        a_found, b_found = self._positions(a), self._positions(b)
+        return self._heights_between(a_found, b_found)
+
     def class_spreads(self, labels: Labels) -> torch.Tensor:
         """`s_y` of each label, a float64 squared distance, in the shape of `labels`."""
         found = self._positions(labels)
         return self._on(found.device, "spreads")[found]
 
-    def margin_terms(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def margin_terms(
+        self, a: torch.Tensor, b: torch.Tensor, *, continuous: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """`merge_thresholds` of every label of a (A,) with every one of b (B,), and `class_spreads(a)`: (A, B) and (A, 1).
 
-        The same numbers in fewer steps, for the miner, which needs both in every batch; it is quicker still if b is a.
+        With `continuous`, `cophenetic_distances` instead of the thresholds. The same numbers in fewer steps, for the miner,
+        which needs both in every batch; it is quicker still if b is a.
         """
         a_found = self._positions(a)
         b_found = a_found if b is a else self._positions(b)
+        spreads = self._on(a_found.device, "spreads")[a_found].unsqueeze(1)
+        if continuous:
+            return self._heights_between(a_found.unsqueeze(1), b_found), spreads
         nodes = self._on(a_found.device, "nodes")
         levels = self._meeting_levels(nodes[a_found].unsqueeze(1), nodes[b_found])
-        return self._on(a_found.device, "thresholds")[levels], self._on(a_found.device, "spreads")[a_found].unsqueeze(1)
+        return self._on(a_found.device, "thresholds")[levels], spreads
 
     def neighbors(self, labels: Labels, k: int) -> torch.Tensor:
         """The labels of the k nearest other classes of each class, nearest first.
@@ -237,6 +254,15 @@ class ClassTree(torch.nn.Module):
         for level in range(1, self._num_divided_levels):
             levels += a_nodes[..., level] != b_nodes[..., level]
         return levels
+
+    def _heights_between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """`cophenetic_distances` of class positions."""
+        if ("places", a.device) not in self._copies:
+            places, gaps = lay_out(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
+            self._copies["places", a.device] = torch.from_numpy(places).to(a.device)
+            self._copies["maxima", a.device] = torch.from_numpy(maxima_of_runs(gaps)).to(a.device)
+        places, maxima = self._copies["places", a.device], self._copies["maxima", a.device]
+        return largest_between(maxima, places[a], places[b])
 
     # State
 

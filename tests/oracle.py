@@ -61,6 +61,20 @@ def single_linkage_nodes(distances, levels):
     return nodes
 
 
+def merge_heights(distances, linkage="single"):
+    """The height at which any two classes are first in one group: the two nearest groups merge until one is left."""
+    between = {"single": np.min, "average": np.mean, "complete": np.max}[linkage]
+    heights = np.zeros((len(distances), len(distances)))
+    groups = [[c] for c in range(len(distances))]
+    while len(groups) > 1:
+        pairs = itertools.combinations(range(len(groups)), 2)
+        height, a, b = min((between(distances[np.ix_(groups[a], groups[b])]), a, b) for a, b in pairs)
+        for first, second in itertools.product(groups[a], groups[b]):
+            heights[first, second] = heights[second, first] = height
+        groups[a] += groups.pop(b)
+    return heights
+
+
 def agglomerated_nodes(distances, levels, linkage):
     """Average or complete linkage: merges the two nearest groups as long as they are below the threshold."""
     between = {"average": np.mean, "complete": np.max}[linkage]

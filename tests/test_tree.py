@@ -146,6 +146,37 @@ def test_lookups_broadcast_and_name_unknown_labels():
         tree.merge_levels(a.float(), b)
 
 
+@pytest.mark.parametrize("linkage", ["single", "average", "complete"])
+@given(labelled_embeddings(kinds=["random", "clustered"], max_classes=20))
+def test_cophenetic_distances(linkage, example):
+    embeddings, labels = example
+    tree = ClassTree(linkage=linkage).fit_embeddings(torch.from_numpy(embeddings), labels)
+    found = tree.cophenetic_distances(tree.labels.unsqueeze(1), tree.labels)
+    expected = oracle.merge_heights(oracle.class_distances(embeddings, labels), linkage)
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    condensed = hierarchy.cophenet(tree.to_scipy_linkage())
+    np.testing.assert_allclose(found.numpy()[np.triu_indices(len(found), 1)], condensed, atol=1e-12)
+    levels = torch.searchsorted(tree.thresholds, found, right=True).clamp(max=16).fill_diagonal_(0)
+    assert torch.equal(levels, tree.merge_levels(tree.labels.unsqueeze(1), tree.labels))
+
+
+def test_cophenetic_distances_of_a_new_fit():
+    embeddings, labels = make_embeddings("random", [3] * 40, 6, seed=0)
+    tree = fit(embeddings, labels)
+    a, b = tree.labels[:7], tree.labels[:11]
+    first = tree.cophenetic_distances(a.unsqueeze(1), b)
+    assert first.shape == (7, 11) and first.dtype == torch.float64 and (first.diagonal() == 0).all()
+    fit_again = ClassTree().fit_embeddings(torch.from_numpy(embeddings[::-1].copy()), labels)
+    tree.load_state_dict(fit_again.state_dict())
+    expected = fit_again.cophenetic_distances(a.unsqueeze(1), b)
+    assert not torch.equal(first, expected)  # the labels went to other samples
+    assert torch.equal(tree.cophenetic_distances(a.unsqueeze(1), b), expected)
+    with pytest.raises(ValueError, match="not fitted"):
+        ClassTree().cophenetic_distances(1, 2)
+    with pytest.raises(ValueError, match="999999999"):
+        tree.cophenetic_distances(a, 999999999)
+
+
 def test_not_fitted():
     tree = ClassTree()
     assert not tree.is_fitted and tree.labels is None and "not fitted" in repr(tree)

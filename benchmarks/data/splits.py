@@ -70,3 +70,27 @@ def split_by_class(name: str, images: torch.Tensor, labels: np.ndarray, class_na
 
     train, val, test = (part(start, end) for start, end in pairwise(bounds))
     return Splits(name, train, val, test, [class_names[old] for old in order])
+
+
+def fold(splits: Splits, number: int, of: int = 4) -> Splits:
+    """The training classes in two: part `number` of `of` equal parts to validate on, the others to train on.
+
+    The parts are drawn once and for all. Classes are numbered anew, those of `train` first, then `val`; those of the whole
+    set's validation classes are left out, and `test` stays as it is.
+    """
+    labels = splits.train.labels
+    num_classes = int(labels.max()) + 1
+    if not 0 <= number < of <= num_classes:
+        raise ValueError(f"there are parts 0 .. {of - 1} of {num_classes} training classes, but not {number}")
+    shuffled = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(num_classes))
+    held_out = torch.zeros(num_classes, dtype=torch.bool)
+    held_out[shuffled[number::of]] = True
+    order = torch.argsort(held_out.int(), stable=True)  # old labels by new ones
+    new_labels = torch.argsort(order)
+
+    def part(wanted: torch.Tensor) -> LabelledImages:
+        inside = wanted[labels]
+        return LabelledImages(splits.train.images[inside], new_labels[labels[inside]])
+
+    names = [splits.class_names[old] for old in order.tolist()] + splits.class_names[num_classes:]
+    return Splits(splits.name, part(~held_out), part(held_out), splits.test, names)

@@ -1,0 +1,66 @@
+"""Trainings side by side, each in a process of its own with its share of the cores."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .data import Splits
+
+Submit = Callable[..., Future]  # submit(work, *arguments): a future of work(data, *arguments)
+_data: Splits | None = None  # of a worker process, which gets it once and not with every training
+
+
+@contextmanager
+def workers(data: Splits, jobs: int) -> Iterator[Submit]:
+    """A function that submits work on `data`, done by `jobs` processes; with one job at once, in this process."""
+    if jobs == 1:
+        yield lambda work, *arguments: _done(work, data, *arguments)
+        return
+    context = multiprocessing.get_context("spawn")  # forked threads of torch would hang
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(jobs, context, _start_worker, (data, threads)) as pool:
+        try:
+            yield lambda work, *arguments: pool.submit(_work, work, *arguments)
+        finally:  # after an error nobody wants what is left
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def quiet() -> None:
+    """PML's trainers and testers write a progress bar each, and say much; the comparison says what matters."""
+    os.environ["TQDM_DISABLE"] = "1"
+    logging.getLogger("PML").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad=True to a scalar")  # PML's trainer
+
+
+def _done(work: Callable[..., Any], *arguments: Any) -> Future:
+    future: Future = Future()
+    future.set_result(work(*arguments))
+    return future
+
+
+def _start_worker(data: Splits, threads: int) -> None:
+    global _data
+    _data = data
+    torch.set_num_threads(threads)
+    quiet()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool's workers outlive a parent that is killed, and would train on for nobody."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(work: Callable[..., Any], *arguments: Any) -> Any:
+    return work(_data, *arguments)

@@ -1,0 +1,71 @@
+"""The hyperparameters that `tune` searches, for each method its own; all methods get the same number of trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .methods import METHODS, NEIGHBORS, Settings
+
+if TYPE_CHECKING:
+    import optuna
+
+Dimension = Callable[["optuna.Trial", str], Any]
+
+
+def between(low: float, high: float) -> Dimension:
+    """Uniform."""
+    return lambda trial, name: trial.suggest_float(name, low, high)
+
+
+def log(low: float, high: float) -> Dimension:
+    """Uniform in the logarithm."""
+    return lambda trial, name: trial.suggest_float(name, low, high, log=True)
+
+
+def choice(*values: float | str) -> Dimension:
+    """One of some values."""
+    return lambda trial, name: trial.suggest_categorical(name, values)
+
+
+COMMON = {"learning_rate": log(3e-4, 1e-2), "samples_per_class": choice(2, 4, 8)}
+NEIGHBORHOOD = {"neighborhood_size": choice(2, 4, 8)}  # only where the sampler has neighbourhoods
+TRIPLET = {"margin": log(0.03, 1.0), "distance": choice("plain", "squared")}
+TREE = {
+    "num_levels": choice(8, 16, 32, 64),
+    "beta": between(0.0, 0.4),
+    "tree_weight": between(0.2, 1.2),
+    "continuous": choice("no", "yes"),
+    "distance": choice("plain", "squared"),
+}
+CONTRASTIVE = {"pos_margin": between(0.0, 0.5), "neg_margin": between(0.4, 1.4)}
+MULTI_SIMILARITY = {
+    "alpha": log(0.5, 10.0),
+    "beta": log(10.0, 100.0),
+    "base": between(0.2, 1.0),
+    "epsilon": between(0.0, 0.3),
+}
+OWN: dict[str, dict[str, Dimension]] = {
+    "triplet": TRIPLET,
+    "triplet-semihard": TRIPLET,
+    "contrastive": CONTRASTIVE,
+    "multi-similarity": MULTI_SIMILARITY,
+    "ntxent": {"temperature": log(0.02, 0.5)},
+    "proxy-anchor": {"margin": between(0.0, 0.4), "alpha": log(4.0, 64.0), "proxy_lr": log(1e-3, 0.3)},
+    "htl": TREE,
+    "htl-margin": TREE,
+    "htl-sampling": TRIPLET,
+    "contrastive-sampling": CONTRASTIVE,
+    "ntxent-sampling": {"temperature": log(0.02, 0.5)},
+}
+
+
+def suggest(trial: optuna.Trial, method: str) -> Settings:
+    """The settings of a trial: what is searched for this method, drawn, and its defaults for the rest."""
+    return {**METHODS[method].defaults, **{name: draw(trial, name) for name, draw in space_of(method).items()}}
+
+
+def space_of(method: str) -> dict[str, Dimension]:
+    """The dimensions that are searched for a method, by the names of its settings."""
+    own_sampling = METHODS[method].defaults["sampling"]
+    return {**COMMON, **(NEIGHBORHOOD if own_sampling == NEIGHBORS["sampling"] else {}), **OWN[method]}

@@ -1,0 +1,103 @@
+"""The outcome of a tuning as a JSON file: every trial of every method, and the winners that `compare --tuned` trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .methods import METHODS, Settings
+
+if TYPE_CHECKING:
+    import optuna
+
+TRIAL = {"settings": dict, "folds": list, "mean": float, "seconds": float}
+
+
+def document_of(studies: list[optuna.Study], session: dict[str, Any]) -> dict[str, Any]:
+    """The document of finished studies; `session` says where, when and by what they were made."""
+    from .tune import finished
+
+    made_with = studies[0].user_attrs["made_with"]
+    return {
+        "metadata": {**session, **made_with},
+        "studies": {
+            study.study_name: [
+                {
+                    "settings": trial.user_attrs["settings"],
+                    "folds": trial.user_attrs["folds"],
+                    "mean": trial.value,
+                    "seconds": trial.user_attrs["seconds"],
+                    "error": trial.user_attrs["error"],
+                }
+                for trial in finished(study)
+            ]
+            for study in studies
+        },
+    }
+
+
+def winners(document: dict[str, Any]) -> dict[str, Settings]:
+    """The settings of the best trial of each method; the first of equals."""
+    if "studies" not in document:
+        raise ValueError("this is not the outcome of a tuning; `python -m benchmarks tune` writes one, study.json")
+    return {
+        method: max(trials, key=lambda trial: trial["mean"])["settings"] for method, trials in document["studies"].items()
+    }
+
+
+def validate(document: dict[str, Any]) -> None:
+    """Raises a `ValueError` that names what is not as it should be."""
+    missing = [name for name in ("commit", "versions", "plan", "data", "folds") if name not in document["metadata"]]
+    if missing:
+        raise ValueError(f"the metadata lack {', '.join(missing)}")
+    for method, trials in document["studies"].items():
+        if method not in METHODS:
+            raise ValueError(f"there is no method {method!r} in this version")
+        if not trials:
+            raise ValueError(f"{method} has no trials")
+        for number, trial in enumerate(trials):
+            where = f"trial {number} of {method}"
+            for name, wanted in TRIAL.items():
+                if not isinstance(trial.get(name), wanted):
+                    raise ValueError(f"{where}: {name} should be a {wanted.__name__}, but it is {trial.get(name)!r}")
+            if len(trial["folds"]) != document["metadata"]["folds"] or not all(0 <= value <= 1 for value in trial["folds"]):
+                raise ValueError(
+                    f"{where}: there should be {document['metadata']['folds']} accuracies in 0..1, not {trial['folds']}"
+                )
+            unknown = trial["settings"].keys() ^ METHODS[method].defaults.keys()
+            if unknown:
+                raise ValueError(f"{where}: settings that only it or only {method} has: {', '.join(sorted(unknown))}")
+
+
+def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Method, trials, MAP@R of the defaults and of the best trial in per cent, and what the best has changed."""
+    table = []
+    for method, trials in document["studies"].items():
+        best = max(trials, key=lambda trial: trial["mean"])
+        defaults = METHODS[method].defaults
+        changes = [f"{name}={brief(value)}" for name, value in best["settings"].items() if value != defaults[name]]
+        table.append((best["mean"], (method, trials, changes)))
+    return [
+        (method, str(len(trials)), percent(trials[0]["mean"]), percent(mean), ", ".join(changes) or "the defaults")
+        for mean, (method, trials, changes) in sorted(table, key=lambda row: -row[0])
+    ]
+
+
+def brief(value: float | str) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+COLUMNS = ("method", "trials", "defaults", "best", "settings of the best")
+
+
+def caption(document: dict[str, Any]) -> str:
+    """What the numbers are of."""
+    metadata = document["metadata"]
+    plan = metadata["plan"]
+    return (
+        f"{metadata['data']['name']}, {plan['iterations']} iterations of batch {plan['batch_size']}; "
+        f"mean MAP@R over {metadata['folds']} class-disjoint folds of the training classes, per cent"
+    )

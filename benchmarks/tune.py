@@ -1,0 +1,133 @@
+"""Fair tuning: for every method a search over its own hyperparameters, with the same number of trials on the same folds.
+
+The objective is the mean validation MAP@R over class-disjoint folds of the training classes; validation and test classes
+are not looked at. The studies are in one SQLite file. Trials of a method follow one another, each drawn by a generator
+seeded with the number of those before it, so that a search that was killed goes on as if nothing had happened; different
+methods run side by side.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+import zlib
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+from typing import Any
+
+import optuna
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .data import Splits
+from .data.splits import fold
+from .methods import METHODS, Contender, Settings
+from .parallel import Submit, workers
+from .spaces import space_of, suggest
+from .training import Plan, train
+
+NUM_FOLDS = 4  # parts of the training classes, of which some are validated on
+STARTUP_TRIALS = 4  # the defaults and three at random, before the search learns from them
+FAILED = 0.0  # what a trial is worth whose training diverged
+
+
+def tune(
+    methods: list[str], trials: int, folds: int, plan: Plan, data: Splits, database: Path, jobs: int, console: Console
+) -> list[optuna.Study]:
+    """Searches until every method has its trials, and returns the studies."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
+    studies = [open_study(storage, method, describe(plan, data, folds)) for method in methods]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    missing = sum(max(0, trials - len(finished(study))) for study in studies)
+    with Progress(*columns, console=console) as progress, workers(data, jobs) as submit:
+        bar = progress.add_task("trials", total=missing)
+        waiting = [study for study in studies if len(finished(study)) < trials]
+        running: dict[Future, tuple[optuna.Study, optuna.Trial]] = {}
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                study = waiting.pop(0)
+                trial, future = start_trial(study, plan, folds, submit)
+                running[future] = study, trial
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                study, trial = running.pop(future)
+                end_trial(study, trial, future.result())
+                progress.advance(bar)
+                done = finished(study)
+                progress.console.print(
+                    f"{study.study_name}, trial {len(done)} of {trials}: {done[-1].value:.1%} (best {study.best_value:.1%})",
+                    highlight=False,
+                )
+                if len(done) < trials:
+                    waiting.append(study)
+    return studies
+
+
+def open_study(storage: optuna.storages.BaseStorage, method: str, description: dict[str, Any]) -> optuna.Study:
+    """The study of a method; a new one begins with the method's defaults.
+
+    Raises:
+        ValueError: there is one that was made in another way.
+    """
+    study = optuna.create_study(storage=storage, study_name=method, direction="maximize", load_if_exists=True)
+    made_with = study.user_attrs.get("made_with")
+    if made_with is None:
+        study.set_user_attr("made_with", description)
+    elif made_with != description:
+        raise ValueError(
+            f"the study of {method} was made with {made_with}, but now it is {description}; choose another --output"
+        )
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # killed: drawn again, the same
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return study
+
+
+def describe(plan: Plan, data: Splits, folds: int) -> dict[str, Any]:
+    """What all trials of a study share."""
+    return {"plan": plan.comparable(), "data": data.describe(), "folds": folds}
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    return study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+
+
+def start_trial(study: optuna.Study, plan: Plan, folds: int, submit: Submit) -> tuple[optuna.Trial, Future]:
+    method, number = study.study_name, len(finished(study))
+    if number == 0 and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
+        defaults = METHODS[method].defaults
+        study.enqueue_trial({name: defaults[name] for name in space_of(method)})
+    study.sampler = optuna.samplers.TPESampler(
+        n_startup_trials=STARTUP_TRIALS, multivariate=True, seed=zlib.crc32(f"{method} {number}".encode())
+    )
+    trial = study.ask()
+    settings = suggest(trial, method)
+    trial.set_user_attr("settings", settings)
+    return trial, submit(try_settings, method, settings, plan, folds)
+
+
+def try_settings(data: Splits, method: str, settings: Settings, plan: Plan, folds: int) -> dict[str, Any]:
+    """Trains on all but one fold, and validates on that, for some of the folds."""
+    start = time.perf_counter()
+    contender = Contender(METHODS[method], settings)
+    values, error = [], None
+    for number in range(folds):
+        with tempfile.TemporaryDirectory(prefix="pml-htl-tune-") as folder:
+            try:
+                outcome = train(contender, number, plan, fold(data, number, of=NUM_FOLDS), Path(folder), test=False)
+                values.append(outcome.accuracies["validation"]["map_at_r"])
+            except ValueError as failure:  # a training that diverged, such as one with a tree of NaN
+                values, error = [*values, FAILED], str(failure)
+    return {"folds": values, "error": error, "seconds": round(time.perf_counter() - start, 1)}
+
+
+def end_trial(study: optuna.Study, trial: optuna.Trial, outcome: dict[str, Any]) -> None:
+    for name, value in outcome.items():
+        trial.set_user_attr(name, value)
+    study.tell(trial, statistics.fmean(outcome["folds"]))

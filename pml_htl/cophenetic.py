@@ -1,0 +1,74 @@
+"""The height at which any two classes meet, without a table of all pairs.
+
+All classes stand in a row such that every merge joins two neighbouring runs of it. Two classes then meet at the largest of
+the heights between their places, and a table of the maxima over runs of 1, 2, 4, ... gaps answers that in two look-ups.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+def lay_out(edges: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Classes in a row in which every merge joins two neighbouring runs.
+
+    Args:
+        edges: (C - 1, 2) class positions, in the order of the merges: any members of the two groups that merge.
+        heights: (C - 1,), ascending.
+
+    Returns:
+        The place of each class in the row (C,) int64, and the height between each place and the next (C - 1,) float64.
+    """
+    num_classes = len(edges) + 1
+    parent = list(range(num_classes))
+    last = list(range(num_classes))  # of the run of each group, which begins with the class that the group is named by
+    following = [-1] * num_classes
+    height_after = [0.0] * num_classes
+
+    def group_of(member: int) -> int:
+        while parent[member] != member:
+            parent[member] = parent[parent[member]]  # halves the path, so that long chains stay cheap
+            member = parent[member]
+        return member
+
+    for (a, b), height in zip(edges.tolist(), heights.tolist(), strict=True):
+        first, second = group_of(a), group_of(b)
+        parent[second] = first
+        following[last[first]] = second
+        height_after[last[first]] = height
+        last[first] = last[second]
+
+    row = [group_of(0)]
+    while len(row) < num_classes:
+        row.append(following[row[-1]])
+    places = np.empty(num_classes, dtype=np.int64)
+    places[row] = np.arange(num_classes)
+    return places, np.array([height_after[member] for member in row[:-1]])
+
+
+def maxima_of_runs(gaps: np.ndarray) -> np.ndarray:
+    """Row k holds the largest of the 2^k gaps from each on: (floor(log2 G) + 1, G) float64; O(G log G) memory."""
+    maxima = [gaps]
+    while 2 ** len(maxima) <= len(gaps):
+        shorter, half = maxima[-1], 2 ** (len(maxima) - 1)
+        longer = shorter.copy()  # where a run would end behind the last gap, its value is never asked for
+        longer[:-half] = np.maximum(shorter[:-half], shorter[half:])
+        maxima.append(longer)
+    return np.stack(maxima)
+
+
+def largest_between(maxima: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The largest gap between two places: of the type of `maxima` (`maxima_of_runs`), 0 between a place and itself.
+
+    `a` and `b` are places, int64 of shapes that broadcast.
+    """
+    start, end = torch.minimum(a, b), torch.maximum(a, b)
+    distance = end - start
+    # frexp is exact where a logarithm might round up: 2^(exponent - 1) <= distance < 2^exponent
+    row = (torch.frexp(distance.clamp(min=1).double()).exponent - 1).long()
+    run = torch.ones_like(row) << row
+    # The two runs overlap and span all gaps; between a place and itself there is none, and any index will do.
+    last = maxima.shape[1] - 1
+    found = torch.maximum(maxima[row, start.clamp(max=last)], maxima[row, (end - run).clamp(min=0)])
+    return torch.where(distance > 0, found, 0)
