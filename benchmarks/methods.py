@@ -202,6 +202,7 @@ METHODS: dict[str, Method] = {
         Method("ntxent", "NTXentLoss", ntxent, NTXENT),
         Method("proxy-anchor", "ProxyAnchorLoss", proxy_anchor, {"margin": 0.1, "alpha": 4.0, "proxy_lr": 0.003}),
         Method("htl", "dynamic margin and anchor-neighbour sampling", htl, {**NEIGHBORS, **TREE}),
+        Method("htl-paper", "htl, always with the levels and squared distances of the paper", htl, {**NEIGHBORS, **TREE}),
         Method("htl-margin", "dynamic margin with MPerClassSampler", htl, TREE),
         Method("htl-sampling", "TripletMarginLoss with anchor-neighbour sampling", triplet, {**NEIGHBORS, **TRIPLET}),
         Method(

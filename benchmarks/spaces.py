@@ -53,6 +53,7 @@ OWN: dict[str, dict[str, Dimension]] = {
     "ntxent": {"temperature": log(0.02, 0.5)},
     "proxy-anchor": {"margin": between(0.0, 0.4), "alpha": log(4.0, 64.0), "proxy_lr": log(1e-3, 0.3)},
     "htl": TREE,
+    "htl-paper": {name: TREE[name] for name in ("num_levels", "beta")},
     "htl-margin": TREE,
     "htl-sampling": TRIPLET,
     "contrastive-sampling": CONTRASTIVE,

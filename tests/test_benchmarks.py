@@ -43,6 +43,11 @@ def tiny(glyphs, monkeypatch):
     return splits
 
 
+def has_tree(name):
+    """A margin or a sampler needs one."""
+    return name.startswith("htl") or name.endswith("-sampling")
+
+
 def run_cli(*arguments):
     with pytest.raises(SystemExit) as stop:
         cli.main(list(map(str, arguments)))
@@ -107,23 +112,49 @@ def test_every_method_has_a_gradient_on_its_own_batches(name):
     parts.loss(embeddings[batch], labels[batch], mined).backward()
     assert embeddings.grad.abs().sum() > 0
     assert (parts.loss_lr is not None) == any(True for _ in parts.loss.parameters())
-    assert (parts.tree is not None) == name.startswith("htl")
+    assert (parts.tree is not None) == has_tree(name)
 
 
 def test_contenders():
     contender = parse_contender("triplet:margin=0.25,distance=squared,samples_per_class=4")
-    assert contender.settings == {"samples_per_class": 4, "margin": 0.25, "distance": "squared"}
+    assert contender.settings == {**METHODS["triplet"].defaults, "margin": 0.25, "distance": "squared"}
     assert contender.title == "triplet:margin=0.25,distance=squared"
     assert parse_contender("htl").title == "htl"
     for text, message in [
         ("tripelt", "there are: triplet,"),
-        ("triplet:margn=1", "it has: samples_per_class, margin, distance"),
+        ("triplet:margn=1", "it has: learning_rate, .* margin, distance"),
         ("triplet:margin=big", "margin of triplet must be a float"),
     ]:
         with pytest.raises(ValueError, match=message):
             parse_contender(text)
-    with pytest.raises(ValueError, match="plain or squared"):
-        parse_contender("htl:distance=cosine").build(Task(torch.arange(40), 32, 16, 3, 0))
+    for text, message in [
+        ("htl:distance=cosine", "plain or squared"),
+        ("htl:continuous=maybe", "no or yes"),
+        ("triplet:sampling=random", "per-class or neighbors"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            parse_contender(text).build(Task(torch.arange(40), 32, 16, 3, 0))
+
+
+def test_tuned_contenders():
+    tuned = {"htl": {**METHODS["htl"].defaults, "beta": 0.3}}
+    contender = parse_contender("htl:num_levels=8", tuned)
+    assert contender.settings == {**METHODS["htl"].defaults, "beta": 0.3, "num_levels": 8}
+    assert contender.title == "htl:num_levels=8" and parse_contender("htl", tuned).title == "htl"
+    with pytest.raises(ValueError, match="triplet was not tuned; there are: htl"):
+        parse_contender("triplet", tuned)
+
+
+def test_any_method_takes_either_sampler():
+    task = Task(torch.arange(40).repeat_interleave(4), 32, 16, 3, 0)
+    for name in METHODS:
+        kinds = {
+            sampling: type(parse_contender(f"{name}:sampling={sampling}").build(task).sampler).__name__
+            for sampling in ("per-class", "neighbors")
+        }
+        assert kinds == {"per-class": "MPerClassSampler", "neighbors": "AnchorNeighborSampler"}
+    tree = parse_contender("htl:refresh_every=3").build(task)
+    assert tree.refresh_every == 3
 
 
 def test_lists_on_the_command_line():
@@ -139,8 +170,9 @@ def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
     assert {run["method"] for run in document["runs"]} == set(METHODS)
     assert len(document["runs"]) == len(METHODS) * 2 * 2  # seeds, splits
     for run in document["runs"]:
-        assert run["train_seconds"] > 0 and (run["refresh_seconds"] > 0) == run["method"].startswith("htl")
-    assert all(curve["iterations"] == [2, 4] for curve in document["curves"])
+        assert run["train_seconds"] > 0 and (run["refresh_seconds"] > 0) == has_tree(run["method"])
+    for curve in document["curves"]:
+        assert curve["iterations"] == [2, 4] and 0 < curve["seconds"][0] < curve["seconds"][1]
     for name in ("accuracy.png", "class_tree.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     records = tmp_path / "runs" / "htl-seed0"
@@ -184,13 +216,15 @@ def test_an_interrupted_comparison_goes_on(tiny, tmp_path, monkeypatch, capsys):
 def test_the_same_seed_gives_the_same_numbers(tiny, tmp_path):
     plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16)
     for name in ("htl", "proxy-anchor"):
-        outcomes = [train(parse_contender(name), 3, plan, tiny, tmp_path / str(i), lambda _: None) for i in range(2)]
-        assert outcomes[0].accuracies == outcomes[1].accuracies and outcomes[0].curve == outcomes[1].curve
+        outcomes = [train(parse_contender(name), 3, plan, tiny, tmp_path / str(i)) for i in range(2)]
+        assert outcomes[0].accuracies == outcomes[1].accuracies
+        curves = [[(step, accuracy) for step, accuracy, _ in outcome.curve] for outcome in outcomes]
+        assert curves[0] == curves[1]
 
 
 def test_workers_train_too(tiny, tmp_path):
     plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16, workers=2)
-    assert train(parse_contender("htl"), 0, plan, tiny, tmp_path, lambda _: None).tree.is_fitted
+    assert train(parse_contender("htl"), 0, plan, tiny, tmp_path).tree.is_fitted
 
 
 def test_the_quick_preset_is_the_default(monkeypatch):
@@ -199,7 +233,7 @@ def test_the_quick_preset_is_the_default(monkeypatch):
     assert run_cli() == 0
     assert asked == [
         {
-            "methods": [*METHODS, "htl:distance=plain"],
+            "methods": cli.QUICK_METHODS,
             "seeds": [0],
             "iterations": cli.QUICK_ITERATIONS,
             "output": Path("runs/quick"),
@@ -218,6 +252,9 @@ def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
         (["--methods", "htl:samples_per_class=0"], "multiple of 0"),
         (["--methods", "[/foo]"], "there is no method '[/foo]'"),
         (["--device", "nonsense"], "there is no device 'nonsense' here"),
+        (["--precision", "fp8"], "precision must be fp32 or bf16"),
+        (["--tuned", "--study", "/nowhere.json"], "there is no /nowhere.json; `python -m benchmarks tune` makes one"),
+        (["--tuned", "--study", str(COMMITTED[0].with_name("quick.json"))], "this is not the outcome of a tuning"),
         (["--output", "/dev/null"], "/dev/null"),
         (["--seeds", "one"], "Invalid value for '--seeds'"),
         (["--seeds"], "requires an argument"),
@@ -242,18 +279,9 @@ def test_committed_results_are_valid(path):
     assert tables.markdown_table(document)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS.keys() - {"htl", "htl-margin"}))
-def test_default_settings_are_the_best_tried_on_the_validation_classes(name):
-    """At least four were tried for each; `htl` and `htl-margin` stay as the package has them."""
-    document = results.load(COMMITTED[0].with_name("settings.json"))
-    runs = [run for run in document["runs"] if run["method"] == name and run["split"] == "validation"]
-    assert len(runs) >= 4
-    assert max(runs, key=lambda run: run["map_at_r"])["settings"] == METHODS[name].defaults
-
-
 def test_the_quick_results_are_of_all_methods():
-    runs = results.load(COMMITTED[0].with_name("quick.json"))["runs"]
-    assert {(run["method"], run["split"]) for run in runs} >= {(m, s) for m in METHODS for s in ("test", "validation")}
+    document = results.load(COMMITTED[0].with_name("quick.json"))
+    assert set(results.summarize(document).title) == set(cli.QUICK_METHODS)
 
 
 def test_htl_is_ahead_of_the_tuned_triplet_loss():

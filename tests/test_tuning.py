@@ -1,0 +1,213 @@
+"""The search for hyperparameters: as many trials for each, on folds of the training classes; it goes on where it stopped."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from benchmarks import results, study, tables, tune
+from benchmarks.ablations import ABLATIONS
+from benchmarks.data.splits import fold
+from benchmarks.methods import METHODS, Task, parse_contender
+from benchmarks.parallel import workers
+from benchmarks.spaces import space_of, suggest
+from tests.test_benchmarks import TINY, glyphs, run_cli, tiny  # noqa: F401
+
+SHORT = [*TINY, "--methods", "htl", "triplet", "--folds", "1"]
+
+
+def trials_of(folder):
+    document = results.load(folder / "study.json")
+    return {
+        method: [(trial["settings"], trial["folds"]) for trial in trials] for method, trials in document["studies"].items()
+    }
+
+
+def test_folds_are_class_disjoint_parts_of_the_training_classes(glyphs):  # noqa: F811
+    seen = []
+    for number in range(4):
+        part = fold(glyphs, number)
+        train, val = set(part.train.labels.tolist()), set(part.val.labels.tolist())
+        assert train == set(range(len(train))) and val == set(range(len(train), len(train) + len(val)))
+        assert len(train) + len(val) == int(glyphs.train.labels.max()) + 1
+        assert len(part.train) + len(part.val) == len(glyphs.train)
+        assert part.test is glyphs.test
+        names = [part.class_names[label] for label in val]
+        for images in (part.train, part.val):  # the pictures went with their classes
+            label = int(images.labels[0])
+            old = glyphs.class_names.index(part.class_names[label])
+            assert torch.equal(images.first_of(label), glyphs.train.first_of(old))
+        seen += names
+    assert sorted(seen) == sorted(glyphs.class_names[: int(glyphs.train.labels.max()) + 1])  # each once
+    with pytest.raises(ValueError, match=r"parts 0 \.\. 3 of .* but not 4"):
+        fold(glyphs, 4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_space_around_its_defaults(name):
+    defaults = METHODS[name].defaults
+    assert space_of(name).keys() <= defaults.keys()
+    task = Task(torch.arange(80).repeat_interleave(8), 128, 16, 3, 0)
+    drawn = []
+    optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).optimize(
+        lambda trial: drawn.append(suggest(trial, name)) or 0.0, n_trials=20
+    )
+    for settings in drawn:
+        assert settings.keys() == defaults.keys()
+        METHODS[name].build(task, settings)  # any of them trains
+    changed = {setting for settings in drawn for setting in settings if settings[setting] != defaults[setting]}
+    assert changed == space_of(name).keys()
+    # The defaults are inside the space, so that the first trial is one of it.
+    optuna.create_study().optimize(lambda trial: suggest(optuna.trial.FixedTrial(defaults), name) and 0.0, n_trials=1)
+
+
+def test_every_method_gets_its_defaults_and_as_many_trials(tiny, tmp_path, capsys):  # noqa: F811
+    assert run_cli("tune", *SHORT, "--trials", 3, "--output", tmp_path) == 0
+    found = trials_of(tmp_path)
+    assert {method: len(trials) for method, trials in found.items()} == {"htl": 3, "triplet": 3}
+    for method, trials in found.items():
+        assert trials[0][0] == METHODS[method].defaults
+        assert len({str(settings) for settings, _ in trials}) == 3
+    document = results.load(tmp_path / "study.json")
+    best = study.winners(document)
+    for method, trials in document["studies"].items():
+        assert best[method] == max(trials, key=lambda trial: trial["mean"])["settings"]
+        assert all(trial["mean"] == trial["folds"][0] for trial in trials)
+    assert "settings of the best" in capsys.readouterr().out
+    assert tables.markdown_table(document).count("| htl | 3 |") == 1
+
+    arguments = [*TINY, "--tuned", "--study", tmp_path / "study.json", "--seeds", 0, 1]
+    assert run_cli("compare", *arguments, "--output", tmp_path / "tuned") == 0
+    compared = results.load(tmp_path / "tuned" / "results.json")
+    assert {(run["label"], run["seed"]) for run in compared["runs"]} == {(m, s) for m in ("htl", "triplet") for s in (0, 1)}
+    assert all(run["settings"] == best[run["method"]] for run in compared["runs"])
+    assert set(results.summarize(compared).title) == {"htl", "triplet"}
+
+
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, tmp_path, monkeypatch):  # noqa: F811
+    run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "whole")
+    count = []
+
+    def interrupted(*arguments, **options):
+        count.append(1)
+        if len(count) in (1, 4, 9):
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    original = tune.train
+    monkeypatch.setattr(tune, "train", interrupted)
+    assert run_cli("tune", *SHORT, "--trials", 2, "--output", tmp_path / "parts") != 0
+    for _ in range(2):
+        assert run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "parts") != 0
+    assert run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "parts") == 0
+    assert len(count) == 12 + 3
+    assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
+    assert run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "parts", "--iterations", 2) == 2
+
+
+def test_a_training_that_diverges_is_worth_nothing(tiny, tmp_path, monkeypatch):  # noqa: F811
+    def diverging(contender, *rest, **options):
+        if contender.settings["learning_rate"] != 1e-3:
+            raise ValueError("3 of 32 embeddings are NaN")
+        return original(contender, *rest, **options)
+
+    original = tune.train
+    monkeypatch.setattr(tune, "train", diverging)
+    assert run_cli("tune", *SHORT, "--trials", 2, "--output", tmp_path) == 0
+    for trials in results.load(tmp_path / "study.json")["studies"].values():
+        assert trials[1]["folds"] == [0.0] and trials[1]["error"] == "3 of 32 embeddings are NaN"
+        assert trials[0]["error"] is None and trials[0]["mean"] > 0
+
+
+def test_broken_studies_are_named(tiny, tmp_path):  # noqa: F811
+    run_cli("tune", *SHORT, "--trials", 1, "--output", tmp_path)
+    document = results.load(tmp_path / "study.json")
+    for change, message in [
+        (lambda d: d["metadata"].pop("plan"), "lack plan"),
+        (lambda d: d["studies"].update(nonsense=[]), "no method 'nonsense'"),
+        (lambda d: d["studies"].update(triplet=[]), "triplet has no trials"),
+        (lambda d: d["studies"]["htl"][0].update(mean="high"), "trial 0 of htl: mean should be a float"),
+        (lambda d: d["studies"]["htl"][0].update(folds=[0.1, 0.2]), "there should be 1 accuracies"),
+        (lambda d: d["studies"]["htl"][0]["settings"].pop("beta"), "only htl has: beta"),
+    ]:
+        broken = copy.deepcopy(document)
+        change(broken)
+        with pytest.raises(ValueError, match=message):
+            results.validate(broken)
+
+
+def test_ablations_are_of_contenders_that_there_are():
+    task = Task(torch.arange(80).repeat_interleave(16), 128, 16, 3, 0)
+    for ablation in ABLATIONS.values():
+        contenders = [parse_contender(text) for text in ablation.contenders]
+        assert len({str(contender.settings) + contender.method.name for contender in contenders}) == len(contenders)
+        for contender in contenders:
+            contender.build(task)
+
+
+def test_an_ablation_has_a_file_for_each_batch_size(tiny, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(
+        ABLATIONS, "batch-size", ABLATIONS["batch-size"].__class__("?", ["htl"], [{"batch_size": 16}, {"batch_size": 32}])
+    )
+    arguments = ["--data", "tiny", "--iterations", 2, "--epoch-iterations", 2, "--embedding-size", 8, "--seeds", 0]
+    assert run_cli("ablate", "batch-size", *arguments, "--output", tmp_path) == 0
+    for size in (16, 32):
+        document = results.load(tmp_path / f"batch-size-{size}" / "results.json")
+        assert document["metadata"]["plan"]["batch_size"] == size and len(document["runs"]) == 2
+    assert run_cli("ablate", "nonsense", *arguments, "--output", tmp_path) == 2
+
+
+def test_side_by_side_is_one_after_another(tiny):  # noqa: F811
+    with workers(tiny, 1) as one, workers(tiny, 2) as two:
+        assert one(class_names_between, 3, 7).result() == two(class_names_between, 3, 7).result() == tiny.class_names[3:7]
+        with pytest.raises(ZeroDivisionError):
+            two(failing).result()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from tests.test_tuning import *\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(None, 1 + 1) as submit:\n"
+        "        print(submit(own_process).result(), flush=True)\n"
+        "        submit(time.sleep, 60).result()\n"
+    )
+    root = Path(__file__).parents[1]
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    worker = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(100):
+        if not is_running(worker):
+            break
+        time.sleep(0.1)
+    assert not is_running(worker)
+
+
+def class_names_between(splits, start, end):
+    return splits.class_names[start:end]
+
+
+def failing(splits):
+    return 1 / 0
+
+
+def own_process(splits):
+    return os.getpid()
+
+
+def is_running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
