@@ -19,28 +19,40 @@ def varied(method: str, setting: str, *values: float | str) -> list[str]:
     return [f"{method}:{setting}={value}" for value in values]
 
 
-OTHERS = ["contrastive", "multi-similarity", "ntxent", "proxy-anchor", "triplet-semihard"]
+OTHERS = ["triplet", "triplet-semihard", "contrastive", "multi-similarity", "ntxent", "proxy-anchor"]
+SAMPLINGS = ("per-class", "neighbors")
 ABLATIONS: dict[str, Ablation] = {
     "two-by-two": Ablation(
-        "sampling and margin, each alone and together",
-        ["triplet", "htl-sampling", "htl-margin", "htl"],
+        "sampling and margin, each alone and together; constant margins at three values",
+        [
+            *(f"htl:sampling={s},tree_weight=0.0,beta={beta}" for s in SAMPLINGS for beta in (0.1, 0.2, 0.4)),
+            *(f"htl:sampling={s}" for s in SAMPLINGS),
+        ],
+    ),
+    "two-by-two-paper": Ablation(
+        "the same in the form of the paper",
+        [
+            *(f"htl-paper:sampling={s},tree_weight=0.0,beta={beta}" for s in SAMPLINGS for beta in (0.1, 0.2, 0.4)),
+            *(f"htl-paper:sampling={s}" for s in SAMPLINGS),
+        ],
     ),
     "sampling": Ablation(
         "anchor-neighbour sampling for the other losses",
-        [f"{method}:sampling={sampling}" for method in OTHERS for sampling in ("per-class", "neighbors")],
+        [f"{method}:sampling={sampling}" for method in OTHERS for sampling in SAMPLINGS],
     ),
     "margin": Ablation(
-        "forms of the dynamic margin, and constant ones, on the same batches",
+        "forms of the dynamic margin on the same batches",
         [
-            *varied("htl-sampling", "margin", 0.05, 0.1, 0.2, 0.4),
-            *(
-                f"htl:distance={distance},continuous={continuous},tree_weight={weight}"
-                for distance in ("squared", "plain")
-                for continuous in ("no", "yes")
-                for weight in (1.0, 0.5)
-            ),
+            "htl-paper",
+            "htl-paper:distance=plain",
+            "htl-paper:distance=plain,continuous=yes",
+            "htl-paper:distance=plain,tree_weight=0.5",
+            "htl-paper:distance=plain,continuous=yes,tree_weight=0.5",
+            *(f"htl:continuous={continuous},tree_weight={weight}" for continuous in ("no", "yes") for weight in (1.0, 0.5)),
+            "htl:distance=squared",
         ],
     ),
+    "temperature": Ablation("smoothness; 0 is max(0, .)", varied("htl", "temperature", 0.0, 0.02, 0.05, 0.1, 0.2)),
     "levels": Ablation("the depth L of the tree", [*varied("htl", "num_levels", 4, 8, 16, 32, 64), "htl:continuous=yes"]),
     "beta": Ablation("the constant part of the margin", varied("htl", "beta", 0.0, 0.05, 0.1, 0.2, 0.4)),
     "neighborhood": Ablation("how many classes a neighbourhood has", varied("htl", "neighborhood_size", 1, 2, 4, 8, 16)),

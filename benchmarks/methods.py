@@ -93,7 +93,7 @@ NEIGHBORS: Settings = {"sampling": "neighbors"}
 TRIPLET: Settings = {"margin": 0.4, "distance": "plain"}
 CONTRASTIVE: Settings = {"pos_margin": 0.0, "neg_margin": 1.0}
 NTXENT: Settings = {"temperature": 0.1}
-TREE: Settings = {
+PAPER: Settings = {
     "num_levels": 16,
     "linkage": "single",
     "beta": 0.1,
@@ -101,7 +101,9 @@ TREE: Settings = {
     "tree_weight": 1.0,
     "continuous": "no",
     "distance": "squared",
+    "temperature": 0.0,  # that is, max(0, .) of each triplet
 }
+RECOMMENDED: Settings = {**PAPER, "distance": "plain", "temperature": 0.05}
 
 
 def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
@@ -179,7 +181,7 @@ def htl(task: Task, settings: Settings, tree: ClassTree) -> Learning:
         continuous=one_of("continuous", settings, "no", "yes") == "yes",
         distance=distance_of(settings),
     )
-    return Learning(HierarchicalTripletLoss(miner))
+    return Learning(HierarchicalTripletLoss(miner, temperature=settings["temperature"] or None))
 
 
 METHODS: dict[str, Method] = {
@@ -201,9 +203,15 @@ METHODS: dict[str, Method] = {
         ),
         Method("ntxent", "NTXentLoss", ntxent, NTXENT),
         Method("proxy-anchor", "ProxyAnchorLoss", proxy_anchor, {"margin": 0.1, "alpha": 4.0, "proxy_lr": 0.003}),
-        Method("htl", "dynamic margin and anchor-neighbour sampling", htl, {**NEIGHBORS, **TREE}),
-        Method("htl-paper", "htl, always with the levels and squared distances of the paper", htl, {**NEIGHBORS, **TREE}),
-        Method("htl-margin", "dynamic margin with MPerClassSampler", htl, TREE),
+        Method(
+            "htl",
+            "dynamic margin and anchor-neighbour sampling, on plain distances, with a smooth maximum over the negatives",
+            htl,
+            {**NEIGHBORS, **RECOMMENDED},
+        ),
+        Method("htl-constant", "htl with a constant margin, beta", htl, {**NEIGHBORS, **RECOMMENDED, "tree_weight": 0.0}),
+        Method("htl-margin", "htl with MPerClassSampler", htl, RECOMMENDED),
+        Method("htl-paper", "htl as in the paper: squared distances, max(0, .)", htl, {**NEIGHBORS, **PAPER}),
         Method("htl-sampling", "TripletMarginLoss with anchor-neighbour sampling", triplet, {**NEIGHBORS, **TRIPLET}),
         Method(
             "contrastive-sampling",

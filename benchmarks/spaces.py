@@ -31,13 +31,10 @@ def choice(*values: float | str) -> Dimension:
 COMMON = {"learning_rate": log(3e-4, 1e-2), "samples_per_class": choice(2, 4, 8)}
 NEIGHBORHOOD = {"neighborhood_size": choice(2, 4, 8)}  # only where the sampler has neighbourhoods
 TRIPLET = {"margin": log(0.03, 1.0), "distance": choice("plain", "squared")}
-TREE = {
-    "num_levels": choice(8, 16, 32, 64),
-    "beta": between(0.0, 0.4),
-    "tree_weight": between(0.2, 1.2),
-    "continuous": choice("no", "yes"),
-    "distance": choice("plain", "squared"),
-}
+MARGIN = {"beta": between(0.0, 0.4)}
+LEVELS = {"num_levels": choice(8, 16, 32, 64)}
+SOFT = {"temperature": log(0.01, 0.3)}
+TREE = {**MARGIN, **LEVELS, **SOFT, "tree_weight": between(0.2, 1.2), "continuous": choice("no", "yes")}
 CONTRASTIVE = {"pos_margin": between(0.0, 0.5), "neg_margin": between(0.4, 1.4)}
 MULTI_SIMILARITY = {
     "alpha": log(0.5, 10.0),
@@ -53,8 +50,9 @@ OWN: dict[str, dict[str, Dimension]] = {
     "ntxent": {"temperature": log(0.02, 0.5)},
     "proxy-anchor": {"margin": between(0.0, 0.4), "alpha": log(4.0, 64.0), "proxy_lr": log(1e-3, 0.3)},
     "htl": TREE,
-    "htl-paper": {name: TREE[name] for name in ("num_levels", "beta")},
+    "htl-constant": {**MARGIN, **SOFT},
     "htl-margin": TREE,
+    "htl-paper": {**MARGIN, **LEVELS},
     "htl-sampling": TRIPLET,
     "contrastive-sampling": CONTRASTIVE,
     "ntxent-sampling": {"temperature": log(0.02, 0.5)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,7 @@ from .inputs import prepare_inputs
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
 from .precision import full_precision
 from .reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
+from .softmax import soft_losses_of_pairs, soft_losses_of_triplets
 from .triplets import Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
 from .warn import IdleWatch
 
@@ -36,6 +39,11 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             `indices_tuple`, as everywhere in PML.
         swap: use the positive-negative distance where it is the smaller one. Not with `ref_emb`.
         smooth_loss: softplus instead of max(0, .).
+        temperature: a smooth maximum over the negatives instead of max(0, .) of each triplet: every anchor and positive have
+            one loss, `temperature * log(1 + sum over n of exp(v / temperature))` of the violations
+            `v = d(a,p) - d(a,n) + alpha`, in the units of the distance; 0.03 to 0.1 are usual. Near negatives then count
+            most. With squared distances and no margin it is `temperature` times PML's
+            `NTXentLoss(temperature / 2)`. The reducer gets losses of pairs, so `PerAnchorReducer` works too.
         triplets_per_anchor: "all", or how many random triplets for each anchor.
         **kwargs: PML's `distance` (default: the miner's, and no other), `reducer` (default `AvgNonZeroReducer`; the
             paper's average over all triplets is `MeanReducer`), `embedding_regularizer`, `embedding_reg_weight`,
@@ -76,6 +84,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         *,
         swap: bool = False,
         smooth_loss: bool = False,
+        temperature: float | None = None,
         triplets_per_anchor: int | str = "all",
         **kwargs: Any,
     ) -> None:
@@ -89,9 +98,15 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
                 f"the loss was given a distance of power {self.distance.power}, but the miner's margins are for power "
                 f"{miner.distance.power}; give the distance to the miner, the loss takes it from there"
             )
+        if temperature is not None:
+            if not isinstance(temperature, numbers.Real) or not 0 < temperature < math.inf:
+                raise ValueError(f"temperature must be a number above 0, or None for max(0, .), but it is {temperature!r}")
+            if smooth_loss:
+                raise ValueError("temperature and smooth_loss=True are two ways to smooth one maximum; give one of them")
         self.miner = miner
         self.swap = swap
         self.smooth_loss = smooth_loss
+        self.temperature = temperature
         self.triplets_per_anchor = triplets_per_anchor
         self.margin: float | torch.Tensor = miner.initial_margin
         self.add_to_recordable_attributes(name="margin", is_stat=False)
@@ -141,6 +156,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         if indices_tuple is not None:
             self._warn_of_redundant_miner(indices_tuple)
             indices_tuple = tuple(index.to(embeddings.device) for index in indices_tuple)
+        if self.temperature is not None and self._has_all_negatives(indices_tuple) and not self.swap:
+            return self._softened(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self._needs_list(indices_tuple):
             return self._listed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         return self._summed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
@@ -149,9 +166,13 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         """That of PML's `TripletMarginLoss`."""
         return AvgNonZeroReducer()
 
+    def _has_all_negatives(self, indices_tuple: tuple[torch.Tensor, ...] | None) -> bool:
+        """Whether every positive of an anchor stands with every negative of it."""
+        return self.triplets_per_anchor == "all" if indices_tuple is None else len(indices_tuple) == 4
+
     def _needs_list(self, indices_tuple: tuple[torch.Tensor, ...] | None) -> bool:
-        every_pair = self.triplets_per_anchor == "all" if indices_tuple is None else len(indices_tuple) == 4
-        return not every_pair or self.swap or self.smooth_loss or not can_reduce(reducer_of_triplets(self.reducer))
+        by_sums = can_reduce(reducer_of_triplets(self.reducer)) and self.temperature is None
+        return self.swap or self.smooth_loss or not (by_sums and self._has_all_negatives(indices_tuple))
 
     def _summed(
         self,
@@ -161,17 +182,43 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         ref_emb: torch.Tensor,
         ref_labels: torch.Tensor,
     ) -> dict[str, dict[str, Any]]:
+        losses = self._hinge_losses(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        reduction = reduce_losses(reducer_of_triplets(self.reducer), losses)
+        self._reduced = losses, reduction
+        self._record(losses.mean_margin(), losses.margin_range, losses.active_share, reduction.num_active)
+        return {"loss": {"losses": reduction.value, "indices": None, "reduction_type": "already_reduced"}}
+
+    def _softened(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: tuple[torch.Tensor, ...] | None,
+        ref_emb: torch.Tensor,
+        ref_labels: torch.Tensor,
+    ) -> dict[str, dict[str, Any]]:
+        hinge = self._hinge_losses(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        losses, pairs = soft_losses_of_pairs(hinge.distances, hinge.margins, hinge.pairs, self.temperature)
+        num_losses = torch.tensor(len(losses), device=embeddings.device)  # none of them is zero
+        self._record(hinge.mean_margin(), hinge.margin_range, hinge.active_share, num_losses)
+        if len(losses) == 0:
+            return self.zero_losses()
+        return {"loss": {"losses": losses, "indices": pairs, "reduction_type": "pos_pair"}}
+
+    def _hinge_losses(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        indices_tuple: tuple[torch.Tensor, ...] | None,
+        ref_emb: torch.Tensor,
+        ref_labels: torch.Tensor,
+    ) -> HingeLosses:
         if indices_tuple is None:
             pairs = pairs_of_labels(labels, ref_labels)
         else:
             pairs = pairs_of_tuple(indices_tuple, len(labels), len(ref_labels))
         distances = distance_matrix(self.distance, embeddings, ref_emb)
         margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)
-        losses = HingeLosses(distances, margins, pairs, labels)
-        reduction = reduce_losses(reducer_of_triplets(self.reducer), losses)
-        self._reduced = losses, reduction
-        self._record(losses.mean_margin(), losses.margin_range, losses.active_share, reduction.num_active)
-        return {"loss": {"losses": reduction.value, "indices": None, "reduction_type": "already_reduced"}}
+        return HingeLosses(distances, margins, pairs, labels)
 
     def _listed(
         self,
@@ -191,9 +238,13 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             to_negative = self.distance.smallest_dist(to_negative, distances[positives, negatives])
         margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)[anchors, negatives]
         violation = self.distance.margin(to_positive, to_negative) + margins
-        losses = torch.nn.functional.softplus(violation) if self.smooth_loss else torch.nn.functional.relu(violation)
         active = violation.detach() > 0
         self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: active.double().mean(), active.sum())
+        if self.temperature is not None:
+            triplets = anchors, positives, negatives
+            losses, pairs = soft_losses_of_triplets(violation, triplets, len(ref_labels), self.temperature)
+            return {"loss": {"losses": losses, "indices": pairs, "reduction_type": "pos_pair"}}
+        losses = torch.nn.functional.softplus(violation) if self.smooth_loss else torch.nn.functional.relu(violation)
         return {
             "loss": {"losses": losses, "indices": (anchors, positives, negatives), "reduction_type": "triplet"},
         }
@@ -232,7 +283,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         miner = getattr(indices_tuple[0], MINED_BY, None)
         if self._has_warned_of_miner or miner is None or miner.type_of_triplets != "all":
             return
-        if self.swap or self.smooth_loss or self.triplets_per_anchor != "all":
+        if self.swap or self.smooth_loss or self.temperature is not None or self.triplets_per_anchor != "all":
             return
         sums_active_ones = type(reducer_of_triplets(self.reducer)) in (AvgNonZeroReducer, SumReducer)
         if sums_active_ones and miner.has_margins_of(self.miner):

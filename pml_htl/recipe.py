@@ -26,7 +26,7 @@ class HTL:
         num_levels, linkage: of the tree. See `ClassTree`.
         beta, initial_margin, tree_weight, continuous, distance: of the margins. See `DynamicMarginMiner`.
         batches_per_epoch, seed: of the sampler.
-        **loss_kwargs: to `HierarchicalTripletLoss`, such as `reducer`, `swap`, `smooth_loss`, `collect_stats`.
+        **loss_kwargs: to `HierarchicalTripletLoss`, such as `temperature`, `reducer`, `swap`, `collect_stats`.
 
     Attributes:
         tree, sampler, miner, loss: the parts; they share the tree.
