@@ -44,7 +44,7 @@ from .training import Plan
 
 QUICK_METHODS = [
     *("triplet", "triplet-semihard", "contrastive", "multi-similarity", "ntxent", "proxy-anchor"),
-    *("htl", "htl-paper", "htl-margin", "htl-sampling"),
+    *("htl", "htl-paper", "htl-streaming", "htl-margin", "htl-sampling"),
 ]
 QUICK_ITERATIONS = 200  # all of them end within ten minutes on two cores
 app = typer.Typer(

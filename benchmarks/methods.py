@@ -52,6 +52,7 @@ class Parts:
     tree: ClassTree | None = None
     loss_lr: float | None = None
     refresh_every: int = 1  # epochs
+    forget: float | None = None  # with a number the tree is refreshed from the training batches
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class Method:
             raise ValueError(f"sampling must be per-class or neighbors, but it is {settings['sampling']!r}")
         loss, miner, learning_rate = self.learn(task, settings, tree)
         has_tree = settings["sampling"] == "neighbors" or isinstance(loss, HierarchicalTripletLoss)
-        return Parts(loss, sampler, miner, tree if has_tree else None, learning_rate, settings["refresh_every"])
+        refresh_every, forget = settings["refresh_every"], settings.get("forget")
+        return Parts(loss, sampler, miner, tree if has_tree else None, learning_rate, refresh_every, forget)
 
 
 COMMON: Settings = {
@@ -208,6 +210,12 @@ METHODS: dict[str, Method] = {
             "dynamic margin and anchor-neighbour sampling, on plain distances, with a smooth maximum over the negatives",
             htl,
             {**NEIGHBORS, **RECOMMENDED},
+        ),
+        Method(
+            "htl-streaming",
+            "htl with a tree of the training batches, without a pass over the training set",
+            htl,
+            {**NEIGHBORS, **RECOMMENDED, "forget": 0.5},
         ),
         Method("htl-constant", "htl with a constant margin, beta", htl, {**NEIGHBORS, **RECOMMENDED, "tree_weight": 0.0}),
         Method("htl-margin", "htl with MPerClassSampler", htl, RECOMMENDED),

@@ -50,6 +50,7 @@ OWN: dict[str, dict[str, Dimension]] = {
     "ntxent": {"temperature": log(0.02, 0.5)},
     "proxy-anchor": {"margin": between(0.0, 0.4), "alpha": log(4.0, 64.0), "proxy_lr": log(1e-3, 0.3)},
     "htl": TREE,
+    "htl-streaming": {**TREE, "forget": between(0.3, 0.95)},
     "htl-constant": {**MARGIN, **SOFT},
     "htl-margin": TREE,
     "htl-paper": {**MARGIN, **LEVELS},

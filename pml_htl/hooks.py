@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,11 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ._pml import to_device
 from .embedding import Batches, collect_statistics, make_loader, subset_per_class
-from .labels import Labels, integer_at_least, label_tensor
+from .labels import Labels, integer_at_least, label_tensor, name_some
 from .samplers import AnchorNeighborSampler
 from .statistics import ClassStatistics
+from .streaming import LossWatch
 from .trainers import compare_classes, compare_labels, embed_batches, labels_of_samples, part_of_embedding
 from .tree import ClassTree
+
+MODES = ("full", "streaming")
 
 
 class TreeRefresh:
@@ -32,9 +36,16 @@ class TreeRefresh:
     In a trainer the first refresh compares the labels of sampler, tree, trainer and data set; in a plain loop each compares
     those of the data set with `labels`, if they are given.
 
+    With `mode="streaming"` there is no such pass: the statistics are those of the training batches that `loss` is called
+    with, with forgetting, since the network changes (see `forget`). A fit is then all that a refresh costs. These are
+    embeddings under augmentation, with batch norm in training mode: spreads are a little larger than those of a full pass.
+    Until every class has been in a batch there is nothing to fit; the tree stays as it is, and a warning says so once. In
+    several processes each sees its own batches, and the trees differ; use a full pass there.
+
     Args:
         tree: the tree that sampler and loss share.
-        dataset: the training set under its evaluation transform, giving what the trainer's own data set gives.
+        dataset: the training set under its evaluation transform, giving what the trainer's own data set gives; None with
+            `mode="streaming"`, which needs none.
         warmup_epochs: train this many epochs with the constant initial margin before the first refresh; with 0 there is
             one before the first batch too, by `before_training`.
         every_n_epochs: how many epochs from one refresh to the next.
@@ -44,6 +55,11 @@ class TreeRefresh:
         labels: (N,) of `dataset`, by which these are chosen; default those of the trainer's `AnchorNeighborSampler`. `HTL`
             gives its own.
         seed: of that choice.
+        mode: "full", a pass over `dataset`, or "streaming".
+        loss: with "streaming", the loss whose batches count: any module that is called with (embeddings, labels, ...), such
+            as PML's losses. `HTL` gives its own. It is watched from now on by a torch forward pre-hook.
+        forget: with "streaming", what older samples of a class weigh each time a batch has new ones of it, in (0, 1]: with
+            0.5, the default, the last three such batches or so count.
         batch_size, num_workers: of the pass over `dataset`; `num_workers=None` takes the trainer's number.
         tensorboard_writer: a `SummaryWriter` that gets a picture of each new tree, as "class_tree". Needs matplotlib.
         then: another end-of-epoch hook to call after each epoch, such as the one that PML's `HookContainer` makes (which
@@ -56,15 +72,16 @@ class TreeRefresh:
     Raises:
         ValueError: while refreshing, whatever `ClassStatistics.update` and `ClassTree.fit` raise; labels of data set,
             trainer, sampler and tree that differ; losses of several slices with one tree; `samples_per_class` without
-            labels.
-        TypeError: `tree` is no ClassTree, or a hook cannot be called.
+            labels. At once: an unknown `mode`, "streaming" without a loss or labels or with `samples_per_class`, `forget`
+            outside (0, 1].
+        TypeError: `tree` is no ClassTree, `loss` is no module, or a hook cannot be called.
         ImportError: `tensorboard_writer` without matplotlib.
     """
 
     def __init__(
         self,
         tree: ClassTree,
-        dataset: Dataset[Any],
+        dataset: Dataset[Any] | None,
         *,
         warmup_epochs: int = 1,
         every_n_epochs: int = 1,
@@ -72,6 +89,9 @@ class TreeRefresh:
         samples_per_class: int | None = None,
         labels: Labels | None = None,
         seed: int = 0,
+        mode: str = "full",
+        loss: torch.nn.Module | None = None,
+        forget: float = 0.5,
         batch_size: int = 256,
         num_workers: int | None = None,
         tensorboard_writer: Any = None,
@@ -100,11 +120,13 @@ class TreeRefresh:
             from . import plots
 
             plots.require_matplotlib()
+        self.watch = self._watch(mode, loss, forget)
         self.then = then
         self.then_each_iteration = then_each_iteration
         self.num_refreshes = 0
         self.seconds = 0.0
         self._iterations_seen = False
+        self._has_warned = False
 
     def __call__(self, trainer: Any) -> Any:
         """After an epoch of a PML trainer: refreshes if it is time to, then calls `then` and returns its verdict."""
@@ -131,12 +153,12 @@ class TreeRefresh:
 
     def before_training(self, trainer: Any) -> None:
         """Before `trainer.train()`: refreshes if `warmup_epochs` is 0, for a network that is already trained."""
-        if self.warmup_epochs == 0:
+        if self.warmup_epochs == 0 and self.watch is None:  # nothing has been seen yet
             self._refresh_in(trainer)
 
     def refresh(
         self,
-        model: torch.nn.Module,
+        model: torch.nn.Module | None = None,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -146,12 +168,18 @@ class TreeRefresh:
         """The same in a plain training loop.
 
         Args:
-            model: from a batch of inputs to embeddings (B, D).
+            model: from a batch of inputs to embeddings (B, D). With `mode="streaming"` no argument is needed or used.
             device: where inputs go; default, where the model's parameters are.
             dtype: what inputs are cast to, as a trainer's `dtype`; default, they are left as they are.
             data_and_label_getter: from a batch to (inputs, labels); default, a batch is such a pair.
             collate_fn: of the loader.
         """
+        if self.watch is not None:
+            if self._fit_watched(lambda statistics: None, "cpu" if device is None else device):
+                self._draw(step=self.num_refreshes - 1)
+            return
+        if model is None:
+            raise ValueError('refresh needs the model that embeds the data set, unless the refresh has mode="streaming"')
         if device is None:
             device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         loader = self._loader(self.num_workers or 0, collate_fn, known_labels=None)
@@ -172,12 +200,16 @@ class TreeRefresh:
             compare_labels(statistics.labels.cpu(), trainer, samples, self.tree if is_first else None)
 
         sampler = trainer.sampler
-        labels = sampler.labels if isinstance(sampler, AnchorNeighborSampler) else None
-        num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
-        loader = self._loader(num_workers, trainer.collate_fn, labels)
-        batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
         step = trainer.get_global_iteration() + 1 if hasattr(trainer, "iteration") else 0
-        self._fit(list(trainer.models.values()), batches, check, trainer.data_device)
+        if self.watch is not None:
+            if not self._fit_watched(check, trainer.data_device):
+                return
+        else:
+            labels = sampler.labels if isinstance(sampler, AnchorNeighborSampler) else None
+            num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
+            loader = self._loader(num_workers, trainer.collate_fn, labels)
+            batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
+            self._fit(list(trainer.models.values()), batches, check, trainer.data_device)
         if hasattr(trainer, "dataloader") and getattr(sampler, "tree", None) is self.tree:
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
             trainer.dataloader_iter = _anew(trainer.dataloader)
@@ -193,10 +225,47 @@ class TreeRefresh:
         start = time.perf_counter()
         statistics = collect_statistics(models, batches)
         check(statistics)
+        self._fit_to(statistics, device, start)
+
+    def _fit_watched(self, check: Callable[[ClassStatistics], None], device: torch.device | str) -> bool:
+        """Fits the tree to the batches watched, if every class was in one."""
+        start = time.perf_counter()
+        missing = self.watch.missing()
+        if len(missing) == 0:
+            check(self.watch.statistics)
+            self._fit_to(self.watch.statistics, device, start)
+        elif not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"the tree stays as it is: {len(missing)} of {len(self.watch.labels)} classes have not been in a batch yet, "
+                f"{name_some(missing)}; more warmup_epochs, or longer epochs, give each its turn",
+                stacklevel=4,
+            )
+        return len(missing) == 0
+
+    def _fit_to(self, statistics: ClassStatistics, device: torch.device | str, start: float) -> None:
         self.tree.fit(statistics, device=device)
         self.tree.refresh_seconds = time.perf_counter() - start
         self.seconds += self.tree.refresh_seconds
         self.num_refreshes += 1
+
+    def _watch(self, mode: str, loss: torch.nn.Module | None, forget: float) -> LossWatch | None:
+        if mode not in MODES:
+            raise ValueError(f"mode must be {' or '.join(MODES)}, but it is {mode!r}")
+        if mode == "full":
+            if self.dataset is None:
+                raise ValueError('a refresh embeds the training set, but dataset is None; mode="streaming" needs none')
+            return None
+        if loss is None or self.labels is None:
+            raise ValueError(
+                'mode="streaming" needs the loss whose batches count and the labels of the training set: give loss and '
+                "labels, or make the hook by HTL.refresh_hook, which has both"
+            )
+        if not isinstance(loss, torch.nn.Module):
+            raise TypeError(f"loss must be a module that is called with embeddings and labels, but it is {loss!r}")
+        if self.samples_per_class is not None:
+            raise ValueError('samples_per_class is of the pass over the data set, which mode="streaming" does without')
+        return LossWatch(loss, torch.from_numpy(self.labels), forget)
 
     def _draw(self, step: int) -> None:
         if self.tensorboard_writer is not None:

@@ -85,6 +85,11 @@ class HTL:
         self.loss = HierarchicalTripletLoss(self.miner, **loss_kwargs)
         self.batch_size = self.sampler.batch_size
 
-    def refresh_hook(self, dataset: Dataset[Any], then: Callable[[Any], Any] | None = None, **kwargs: Any) -> TreeRefresh:
-        """The hook that keeps the tree current; `kwargs` go to `TreeRefresh`, which gets the labels given here."""
-        return TreeRefresh(self.tree, dataset, then=then, **{"labels": self.sampler.labels, **kwargs})
+    def refresh_hook(
+        self, dataset: Dataset[Any] | None, then: Callable[[Any], Any] | None = None, **kwargs: Any
+    ) -> TreeRefresh:
+        """The hook that keeps the tree current; `kwargs` go to `TreeRefresh`, which gets the labels and the loss of this.
+
+        With `mode="streaming"` the data set is not needed, and may be None.
+        """
+        return TreeRefresh(self.tree, dataset, then=then, **{"labels": self.sampler.labels, "loss": self.loss, **kwargs})

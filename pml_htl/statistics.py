@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 
 from .labels import Labels, integer_at_least, label_tensor, name_some, positions
+
+SUMS = ("counts", "_sums", "_squared_norms", "_weights", "_squared_weights")
 
 
 class ClassStatistics:
@@ -25,13 +29,18 @@ class ClassStatistics:
             unit norms, and a batch that breaks the promise by more than rounding (1e-4, or four times the resolution of a
             short float type) is a `ValueError`.
         device: where the sums are kept; default the CPU, where float64 is always there and sums are deterministic.
+        forget: what the sums of a class are multiplied by each time a batch has new samples of it, in (0, 1]. Below 1 the
+            statistics follow a network that changes: samples of k batches ago (that had the class) weigh `forget^k`, and
+            classes that no batch has keep their sums. Means and distances are weighted means then; the spread is that
+            over the ordered pairs of different samples, each pair with the product of its weights:
+            `s_c = 2 (q_c - ||mu_c||^2) / (1 - W2 / W1^2)` of the sums of weights `W1` and of squared weights `W2`.
 
     Corner cases: a class with one sample has no spread of its own and gets the average spread; a class without samples
     has NaN as mean and spread; without any class of two samples the average spread is NaN. An embedding of all zeros
     stays zero, as in PML.
 
     Raises:
-        ValueError: there are no labels, or `embedding_size` is below 1.
+        ValueError: there are no labels, `embedding_size` is below 1, or `forget` is not in (0, 1].
         TypeError: the labels are not integers.
     """
 
@@ -42,7 +51,11 @@ class ClassStatistics:
         *,
         normalize: bool = True,
         device: torch.device | str | None = None,
+        forget: float = 1.0,
     ) -> None:
+        if not isinstance(forget, numbers.Real) or not 0 < forget <= 1:
+            raise ValueError(f"forget must be in (0, 1], but it is {forget!r}; 1 forgets nothing")
+        self.forget = float(forget)
         self.device = torch.device("cpu" if device is None else device)
         self.embedding_size = integer_at_least(1, "embedding_size", embedding_size)
         self.normalize = normalize
@@ -51,7 +64,9 @@ class ClassStatistics:
             raise ValueError("the data set is empty: class statistics need at least one label")
         self.counts = self.labels.new_zeros(len(self.labels))  # (C,) int64
         self._sums = torch.zeros(len(self.labels), self.embedding_size, dtype=torch.float64, device=self.device)
-        self._squared_norms = torch.zeros(len(self.labels), dtype=torch.float64, device=self.device)
+        self._squared_norms, self._weights, self._squared_weights = (
+            torch.zeros(len(self.labels), dtype=torch.float64, device=self.device) for _ in range(3)
+        )
 
     def update(self, embeddings: torch.Tensor, labels: Labels) -> ClassStatistics:
         """Adds a batch: `embeddings` (B, D) of any float type on any device, `labels` (B,). Returns itself.
@@ -78,7 +93,12 @@ class ClassStatistics:
             self._check_unit_norms(norms, torch.finfo(embeddings.dtype).eps)
         classes = positions(labels, self.labels, "these class statistics")
 
-        self.counts += torch.bincount(classes, minlength=len(self.labels))
+        if self.forget < 1:
+            self._forget(classes.unique())
+        counts = torch.ones_like(classes)
+        self.counts.index_add_(0, classes, counts)
+        self._weights.index_add_(0, classes, counts.double())
+        self._squared_weights.index_add_(0, classes, counts.double())
         self._sums.index_add_(0, classes, values)
         self._squared_norms.index_add_(0, classes, values.square().sum(dim=1))
         return self
@@ -96,9 +116,9 @@ class ClassStatistics:
                 f"the classes differ: {len(self.labels)} here, {len(other.labels)} in the other statistics; "
                 "make both from the labels of the whole training set"
             )
-        self.counts += other.counts.to(self.device)
-        self._sums += other._sums.to(self.device)
-        self._squared_norms += other._squared_norms.to(self.device)
+        for name in SUMS:
+            mine: torch.Tensor = getattr(self, name)
+            mine += getattr(other, name).to(self.device)
         return self
 
     def add_classes(self, labels: Labels) -> ClassStatistics:
@@ -106,7 +126,7 @@ class ClassStatistics:
         grown = torch.cat([self.labels, label_tensor(labels, self.device)]).unique()
         if len(grown) > len(self.labels):
             kept = torch.searchsorted(grown, self.labels)
-            for name in ("counts", "_sums", "_squared_norms"):
+            for name in SUMS:
                 old = getattr(self, name)
                 setattr(self, name, old.new_zeros(len(grown), *old.shape[1:]).index_copy_(0, kept, old))
             self.labels = grown
@@ -115,23 +135,24 @@ class ClassStatistics:
     @property
     def means(self) -> torch.Tensor:
         """Mean embedding of each class, (C, D) float64; not normalised again."""
-        return self._sums / self.counts.unsqueeze(1)
+        return self._sums / self._weights.unsqueeze(1)
 
     @property
     def mean_squared_norms(self) -> torch.Tensor:
         """`q_c`, (C,) float64: one for normalised embeddings."""
-        return self._squared_norms / self.counts
+        return self._squared_norms / self._weights
 
     @property
     def spreads(self) -> torch.Tensor:
         """`s_c`, the mean squared distance over the ordered pairs of each class, (C,) float64."""
         spreads = self._own_spreads()
-        return torch.where(self.counts == 1, _mean(spreads[self.counts > 1]), spreads)
+        return torch.where((self.counts > 0) & spreads.isnan(), _mean(spreads[~spreads.isnan()]), spreads)
 
     @property
     def average_spread(self) -> torch.Tensor:
         """`d_0`, the mean spread of the classes with at least two samples, a float64 scalar."""
-        return _mean(self._own_spreads()[self.counts > 1])
+        spreads = self._own_spreads()
+        return _mean(spreads[~spreads.isnan()])
 
     def squared_distances(self, rows: torch.Tensor | slice | None = None) -> torch.Tensor:
         """`d(p,q)`: the mean squared distance over all pairs of a sample of class p and a sample of class q.
@@ -153,7 +174,7 @@ class ClassStatistics:
         norms = self.mean_squared_norms
         found = []
         for block in pairs.to(self.device).split(2**16):
-            means = [self._sums[ends] / self.counts[ends].unsqueeze(1) for ends in block.unbind(1)]
+            means = [self._sums[ends] / self._weights[ends].unsqueeze(1) for ends in block.unbind(1)]
             found.append(norms[block].sum(dim=1) - 2 * (means[0] * means[1]).sum(dim=1))
         return torch.cat(found).clamp_(min=0)
 
@@ -162,11 +183,18 @@ class ClassStatistics:
         return bool(torch.isfinite(self._sums).all() and torch.isfinite(self._squared_norms).all())
 
     def _own_spreads(self) -> torch.Tensor:
-        """`s_c` (C,), NaN for classes with fewer than two samples."""
-        counts = self.counts.double()  # integers would divide to float32
-        squares_of_means = (torch.linalg.vector_norm(self._sums, dim=1) / counts).square()
+        """`s_c` (C,), NaN for classes with fewer than two samples (or all the weight on one)."""
+        squares_of_means = (torch.linalg.vector_norm(self._sums, dim=1) / self._weights).square()
         within = (self.mean_squared_norms - squares_of_means).clamp(min=0)
-        return torch.where(counts > 1, 2 * counts / (counts - 1) * within, torch.nan)
+        # n^2 and n (n - 1) where all samples weigh 1
+        all_pairs, different = self._weights.square(), self._weights.square() - self._squared_weights
+        has_pairs = (self.counts > 1) & (different > 1e-9 * all_pairs)
+        return torch.where(has_pairs, 2 * within * (all_pairs / different), torch.nan)
+
+    def _forget(self, classes: torch.Tensor) -> None:
+        for sums in (self._sums, self._squared_norms, self._weights):
+            sums[classes] *= self.forget
+        self._squared_weights[classes] *= self.forget**2
 
     def _check(self, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
         if not isinstance(embeddings, torch.Tensor) or not embeddings.is_floating_point():

@@ -15,8 +15,10 @@ from pytorch_metric_learning.samplers import MPerClassSampler
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 from sklearn.cluster import AgglomerativeClustering
+from torch.utils.data import TensorDataset
 
 from pml_htl import (
+    HTL,
     AnchorNeighborSampler,
     ClassStatistics,
     ClassTree,
@@ -25,13 +27,16 @@ from pml_htl import (
 )
 from pml_htl.linkage import cut_levels, merges_of_scipy
 
-PARTS = ("loss", "miner", "sampler", "tree")
+from ..networks import conv_net
+
+PARTS = ("loss", "miner", "sampler", "tree", "epoch")
 MARGIN = 0.2
 LARGEST_PEER_BATCH = 1024  # PML's mask of all triplets takes 8 GiB and more beyond
 LARGEST_SCIPY = 11_318  # two matrices of 1 GiB
 LARGEST_SKLEARN = 5_000  # it takes little memory, but minutes beyond
 LARGEST_CHECKED = 5_000
 BATCHES = 20  # of a sampler in one call
+EPOCH = 50  # iterations
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class Case:
         Raises:
             RuntimeError: ours does not give what the peer gives, where they should be equal.
         """
-        make = {"loss": _losses, "miner": _miners, "sampler": _samplers, "tree": _trees}[self.part]
+        make = {"loss": _losses, "miner": _miners, "sampler": _samplers, "tree": _trees, "epoch": _epochs}[self.part]
         return make(self, device)
 
 
@@ -79,6 +84,7 @@ def cases(parts: list[str], large: bool, device: str) -> list[Case]:
     found += [Case("sampler", {"C": 10_000, "B": 512}, "skewed")]
     found += [Case("tree", {"C": size, "D": dimensions}) for size, dimensions in trees]
     found += [Case("tree", {"C": 11_318, "D": 512}, "skewed")]
+    found += [Case("epoch", {"C": 555, "B": 128})]
     return [case for case in found if case.part in parts]
 
 
@@ -254,6 +260,42 @@ def _check_nodes(tree: ClassTree, merges: np.ndarray) -> None:
     sure = np.abs(heights[:, np.newaxis] - thresholds).min(axis=0) > 2e-6
     if not np.array_equal(cut_levels(edges, heights, thresholds)[:, sure], tree.nodes.numpy()[:, sure]):
         raise RuntimeError("the tree's nodes are not those of scipy's single linkage")
+
+
+# An epoch
+
+
+def _epochs(case: Case, device: str) -> list[Contender]:
+    """Training the network of the comparison on images as many and as large as the glyphs, with one refresh at the end."""
+    labels = torch.arange(case.sizes["C"]).repeat_interleave(14)
+    images = torch.rand(len(labels), 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    shape = {"num_anchors": case.sizes["B"] // 16, "neighborhood_size": 4, "samples_per_class": 4}
+
+    def contender(name: str, role: str, mode: str | None) -> Contender:
+        torch.manual_seed(0)
+        network = conv_net(1, torch.Generator().manual_seed(0)).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        htl = HTL(labels, **shape, batches_per_epoch=EPOCH, seed=0)
+        htl.tree.fit_embeddings(torch.randn(len(labels), 16, generator=torch.Generator().manual_seed(0)), labels)
+        loss = htl.loss if mode else TripletMarginLoss(MARGIN)
+        refresh = htl.refresh_hook(TensorDataset(images, labels), mode=mode) if mode else None
+
+        def epoch() -> None:
+            for batch in htl.sampler:
+                optimizer.zero_grad()
+                loss(network(images[batch]), labels[batch]).backward()
+                optimizer.step()
+            if refresh is not None:
+                refresh.refresh(network)
+            _wait(device)
+
+        return Contender(name, role, epoch, EPOCH)
+
+    return [
+        contender("HTL, streaming refresh", "ours", "streaming"),
+        contender("TripletMarginLoss", "peer", None),
+        contender("HTL, full refresh", "ours", "full"),
+    ]
 
 
 def _wait(device: str) -> None:

@@ -10,11 +10,18 @@ from rich.table import Table
 
 ROLES = ("ours", "alone", "peer", "floor")
 COLUMNS = ("case", "time", "peer / ours", "ours / floor", "memory")
-UNITS = {"loss": "forward + backward", "miner": "a call", "sampler": "a batch", "tree": "a fit"}
+UNITS = {
+    "loss": "forward + backward",
+    "miner": "a call",
+    "sampler": "a batch",
+    "tree": "a fit",
+    "epoch": "an iteration with its share of the refresh",
+}
 BESIDE = {
     "loss": "peer: PML's TripletMarginLoss, floors: Gram matrix with backward, by autograd and in one product less",
     "miner": "peer: PML's TripletMarginMiner",
     "sampler": "peer: PML's MPerClassSampler",
+    "epoch": "peer: PML's TripletMarginLoss with the same sampler and no refresh",
     "tree": "peers: single linkage of SciPy and scikit-learn, floor: one product of all class means",
 }
 MEASUREMENT = {"part": str, "sizes": dict, "classes": str, "name": str, "role": str, "threads": int, "seconds": dict}
@@ -125,7 +132,8 @@ def plot(document: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    parts = [part for part in UNITS if any(entry["part"] == part for entry in document["measurements"])]
+    drawn = [part for part in UNITS if part != "epoch"]  # of one size
+    parts = [part for part in drawn if any(entry["part"] == part for entry in document["measurements"])]
     num_columns = min(2, len(parts))
     num_rows = -(-len(parts) // num_columns)
     figure, axes = plt.subplots(

@@ -1,0 +1,228 @@
+"""A tree of the batches that the loss sees: its statistics against the definition, and the refresh without a pass."""
+
+import copy
+import itertools
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorch_metric_learning import losses
+from torch.utils.data import DataLoader, TensorDataset
+
+from pml_htl import HTL, ClassStatistics, ClassTree, TreeRefresh
+from pml_htl.losses import CrossBatchMemory
+from pml_htl.streaming import BUFFERED_BATCHES, LossWatch
+
+from . import oracle
+from .training import make_dataset, make_htl, make_trainer
+
+LABELS = torch.arange(12).repeat_interleave(6)
+
+
+@st.composite
+def streams(draw):
+    """Batches of unit vectors (B, D) with labels (B,), some of few classes, in which every class is at least once."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_classes, dimensions = draw(st.integers(2, 5)), draw(st.integers(2, 5))
+    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    batches = [rng.integers(num_classes, size=size) for size in sizes]
+    batches.append(np.arange(num_classes).repeat(draw(st.integers(1, 3))))
+    return [(oracle.unit(rng.normal(size=(len(labels), dimensions))), labels * 7 - 3) for labels in batches]
+
+
+def weighted_by_definition(stream, forget):
+    """Every sample with its weight: old ones lose when the class is there again."""
+    samples = {}
+    for embeddings, labels in stream:
+        for c in np.unique(labels):
+            samples[c] = [(weight * forget, x) for weight, x in samples.get(c, [])]
+        for x, c in zip(embeddings, labels, strict=True):
+            samples[c].append((1.0, x))
+    return [samples[c] for c in sorted(samples)]
+
+
+def mean_squared_distance(pairs):
+    total = sum(v * w for (v, _), (w, _) in pairs)
+    return sum(v * w * oracle.squared_distance(x, y) for (v, x), (w, y) in pairs) / total
+
+
+@given(streams(), st.sampled_from([1.0, 0.9, 0.5, 0.1]))
+def test_forgetting_is_a_weighted_mean_over_pairs(stream, forget):
+    statistics = ClassStatistics(stream[-1][1], stream[0][0].shape[1], forget=forget)
+    for embeddings, labels in stream:
+        statistics.update(torch.from_numpy(embeddings), labels)
+    samples = weighted_by_definition(stream, forget)
+    spreads = [mean_squared_distance(list(itertools.permutations(c, 2))) if len(c) > 1 else np.nan for c in samples]
+    average = np.nan if np.isnan(spreads).all() else np.nanmean(spreads)
+    np.testing.assert_allclose(statistics.spreads, np.where(np.isnan(spreads), average, spreads), atol=1e-9)
+    np.testing.assert_allclose(statistics.average_spread, average, atol=1e-9)
+    distances = statistics.squared_distances()
+    for p, q in itertools.permutations(range(len(samples)), 2):
+        expected = mean_squared_distance(list(itertools.product(samples[p], samples[q])))
+        assert distances[p, q] == pytest.approx(expected, abs=1e-9)
+        assert statistics.squared_distances_of(torch.tensor([[p, q]])).item() == pytest.approx(expected, abs=1e-9)
+    assert statistics.counts.tolist() == [len(c) for c in samples]
+
+
+def test_classes_not_in_a_batch_keep_their_sums():
+    statistics = ClassStatistics([1, 2], 2, forget=0.5).update(torch.eye(2).repeat(2, 1), [1, 1, 2, 2])
+    before = statistics.means[1].clone(), statistics.spreads[1].clone()
+    for _ in range(50):
+        statistics.update(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), [1, 1])
+    assert torch.equal(statistics.means[1], before[0]) and torch.equal(statistics.spreads[1], before[1])
+
+
+def test_merged_and_grown_statistics_keep_their_weights():
+    x = torch.nn.functional.normalize(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
+    one = ClassStatistics([1, 2], 3, forget=0.5).update(x[:4], [1, 1, 2, 2]).update(x[4:], [1, 1, 1, 1])
+    two = ClassStatistics([1, 2], 3, forget=0.5).update(x[4:], [1, 2, 2, 2])
+    merged = copy.deepcopy(one).merge(two)
+    weights = {1: [0.5, 0.5, 1, 1, 1, 1, 1], 2: [1, 1, 1, 1, 1]}
+    members = {1: [0, 1, 4, 5, 6, 7, 4], 2: [2, 3, 5, 6, 7]}
+    for place, c in enumerate([1, 2]):
+        samples = [(w, x[i].double().numpy()) for w, i in zip(weights[c], members[c], strict=True)]
+        expected = mean_squared_distance(list(itertools.permutations(samples, 2)))
+        assert merged.spreads[place].item() == pytest.approx(expected, abs=1e-6)
+    assert torch.equal(copy.deepcopy(one).add_classes([5]).spreads[:2], one.spreads)
+
+
+def batch(seed=0, dtype=torch.float32, requires_grad=True):
+    embeddings = torch.randn(len(LABELS), 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return embeddings.requires_grad_(requires_grad), LABELS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_batches", [1, BUFFERED_BATCHES, 2 * BUFFERED_BATCHES + 3])
+def test_a_watch_sees_what_the_loss_is_called_with(dtype, num_batches):
+    loss = losses.TripletMarginLoss()
+    watch = LossWatch(loss, LABELS, 0.5)
+    expected = ClassStatistics(LABELS, 8, forget=0.5)
+    for seed in range(num_batches):
+        embeddings, labels = batch(seed, dtype)
+        before = embeddings.detach().clone()
+        alone = losses.TripletMarginLoss()(embeddings, labels)
+        watched = loss(embeddings, labels) if seed % 2 else loss(labels=labels, embeddings=embeddings)
+        assert torch.equal(watched, alone) and torch.equal(embeddings, before)
+        expected.update(embeddings, labels)
+        with torch.no_grad():
+            embeddings.zero_()  # what becomes of the batch later does not matter
+    found = watch.up_to_date()
+    assert torch.equal(found.means, expected.means) and torch.equal(found.spreads, expected.spreads)
+
+
+def test_what_does_not_train_does_not_count():
+    loss = losses.TripletMarginLoss()
+    watch = LossWatch(loss, LABELS, 0.5)
+    loss(*batch(requires_grad=False))
+    assert watch.up_to_date() is None and torch.equal(watch.missing(), LABELS.unique())
+    reference = batch(1)
+    loss(*batch(0), ref_emb=reference[0].detach(), ref_labels=reference[1])
+    expected = ClassStatistics(LABELS, 8).update(*batch(0))
+    assert torch.equal(watch.up_to_date().means, expected.means)
+    assert len(watch.missing()) == 0
+
+
+def test_a_memory_does_not_count():
+    htl = HTL(LABELS, num_anchors=2, neighborhood_size=2, samples_per_class=3)
+    hook = htl.refresh_hook(None, mode="streaming")
+    memory = CrossBatchMemory(htl.loss, 8, memory_size=200)
+    for seed in range(3):
+        memory(*batch(seed))
+    assert (hook.watch.up_to_date().counts == 3 * 6).all()
+
+
+def test_a_plain_loop():
+    torch.manual_seed(0)
+    inputs = torch.randn(12, 5)[LABELS] + 0.3 * torch.randn(len(LABELS), 5)
+    dataset = TensorDataset(inputs, LABELS)
+    model = torch.nn.Linear(5, 8)
+    htl = HTL(LABELS, num_anchors=2, neighborhood_size=2, samples_per_class=3, seed=0)
+    refresh = htl.refresh_hook(None, mode="streaming")
+    with pytest.warns(UserWarning, match="12 of 12 classes have not been in a batch yet"):
+        refresh.refresh()
+    assert not htl.tree.is_fitted
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(4):
+        for x, y in DataLoader(dataset, batch_sampler=htl.sampler):
+            optimizer.zero_grad()
+            htl.loss(model(x), y).backward()
+            optimizer.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            refresh.refresh()
+    assert htl.tree.is_fitted and refresh.num_refreshes >= 3
+    assert torch.equal(htl.tree.spreads, refresh.watch.statistics.spreads)
+    d_0 = HTL(LABELS, num_anchors=2, neighborhood_size=2, samples_per_class=3).tree.fit_embeddings(model(inputs), LABELS).d_0
+    assert htl.tree.d_0 == pytest.approx(d_0, rel=0.5)  # of the last batches, not of the whole set
+
+
+@pytest.mark.parametrize("how", ["htl", "triplet"])
+def test_in_a_trainer(how):
+    dataset = make_dataset()
+    labels = dataset.tensors[1]
+    htl = make_htl(labels)
+    loss = htl.loss if how == "htl" else losses.TripletMarginLoss()
+    iterators = []
+    hook = TreeRefresh(
+        htl.tree, None, mode="streaming", loss=loss, labels=labels, forget=0.9, warmup_epochs=2,
+        then=lambda trainer: iterators.append(trainer.dataloader_iter),
+    )  # fmt: skip
+    trainer = make_trainer(htl, dataset, hook, loss_funcs={"metric_loss": loss}, iterations_per_epoch=10)
+    hook.before_training(trainer)
+    assert not htl.tree.is_fitted
+    trainer.train(num_epochs=4)
+    assert htl.tree.is_fitted and hook.num_refreshes == 3 and hook.seconds > 0
+    assert hook.watch.statistics.counts.sum() == 4 * 10 * htl.batch_size
+    assert len(set(map(id, iterators))) == 4  # after a refresh the loader begins anew, with the new tree
+
+
+def test_every_n_iterations():
+    dataset = make_dataset()
+    htl = make_htl(dataset.tensors[1])
+    hook = htl.refresh_hook(None, mode="streaming", warmup_epochs=2, every_n_iterations=5)
+    trainer = make_trainer(htl, dataset, hook, end_of_iteration_hook=hook.end_of_iteration_hook, iterations_per_epoch=10)
+    trainer.train(num_epochs=4)
+    assert hook.num_refreshes == 5
+
+
+def test_labels_of_another_data_set_are_named():
+    dataset = make_dataset()
+    htl = make_htl(dataset.tensors[1])
+    hook = TreeRefresh(htl.tree, None, mode="streaming", loss=htl.loss, labels=dataset.tensors[1] + 1)
+    with pytest.raises(ValueError, match=r"labels -7, .* not among the 24 classes of these class statistics"):
+        make_trainer(htl, dataset, hook).train(num_epochs=1)
+    assert not htl.tree.is_fitted
+
+
+def test_a_watched_loss_can_be_copied_pickled_and_saved():
+    htl = HTL(LABELS, num_anchors=2, neighborhood_size=2, samples_per_class=3)
+    unwatched = set(htl.loss.state_dict())
+    hook = htl.refresh_hook(None, mode="streaming")
+    value = htl.loss(*batch())
+    for twin in (copy.deepcopy(htl.loss), pickle.loads(pickle.dumps(htl.loss))):
+        assert torch.equal(twin(*batch()), value)
+    assert set(htl.loss.state_dict()) == unwatched
+    assert (hook.watch.up_to_date().counts == 6).all()  # copies have a watch of their own
+
+
+def test_refusals():
+    tree, loss = ClassTree(), losses.TripletMarginLoss()
+    for arguments, error, message in [
+        ({"mode": "stream"}, ValueError, "mode must be full or streaming, but it is 'stream'"),
+        ({"mode": "streaming"}, ValueError, "needs the loss whose batches count"),
+        ({"mode": "streaming", "loss": loss}, ValueError, "and the labels of the training set"),
+        ({"mode": "streaming", "loss": "triplet", "labels": LABELS}, TypeError, "loss must be a module"),
+        ({"mode": "streaming", "loss": loss, "labels": LABELS, "forget": 0}, ValueError, r"forget must be in \(0, 1\]"),
+        ({"mode": "streaming", "loss": loss, "labels": LABELS, "forget": 1.5}, ValueError, "1 forgets nothing"),
+        ({"mode": "streaming", "loss": loss, "labels": LABELS, "samples_per_class": 3}, ValueError, "samples_per_class"),
+        ({}, ValueError, 'mode="streaming" needs none'),
+    ]:
+        with pytest.raises(error, match=message):
+            TreeRefresh(tree, None, **arguments)
+    dataset = TensorDataset(torch.randn(len(LABELS), 3), LABELS)
+    with pytest.raises(ValueError, match="refresh needs the model"):
+        TreeRefresh(tree, dataset).refresh()
