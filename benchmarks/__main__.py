@@ -32,8 +32,9 @@ from rich.console import Console
 from . import results
 from .ablations import ABLATIONS
 from .compare import compare as run_comparison
-from .data import DATA_SETS, Splits, load
+from .data import IN_FILES, IN_MEMORY, Splits, load
 from .methods import METHODS, Contender, Settings, parse_contender
+from .networks import NETWORKS
 from .parallel import quiet
 from .speed.cases import PARTS
 from .speed.run import run as run_speed
@@ -70,7 +71,14 @@ Iterations = Annotated[int, typer.Option(help="Of each training.", min=1)]
 EpochIterations = Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.", min=1)]
 BatchSize = Annotated[int, typer.Option(help="Samples in a batch.", min=1)]
 EmbeddingSize = Annotated[int, typer.Option(help="Length of an embedding.", min=1)]
-DataName = Annotated[str, typer.Option(help=f"One of: {', '.join(DATA_SETS)}.")]
+DataName = Annotated[
+    str,
+    typer.Option(help=f"{', '.join(IN_MEMORY)}; or NAME:PATH of {', '.join(IN_FILES)} (default data/NAME)."),
+]
+ImageSize = Annotated[int, typer.Option(help="Crops of data sets in files.", min=8)]
+Network = Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")]
+Weights = Annotated[str, typer.Option(help="random, pretrained (on ImageNet, by timm's hub), or a file of a state dict.")]
+FreezeBatchNorm = Annotated[bool, typer.Option("--freeze-batch-norm", help="Leave the network's batch norm as it is.")]
 Device = Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")]
 LoaderProcesses = Annotated[int, typer.Option(help="Loader processes; the built-in data need none.", min=0)]
 Precision = Annotated[str, typer.Option(help="Of the network: fp32, or bf16 (autocast).")]
@@ -92,6 +100,10 @@ def compare(
     batch_size: BatchSize = 128,
     embedding_size: EmbeddingSize = 128,
     data: DataName = "glyphs",
+    image_size: ImageSize = 224,
+    network: Network = "conv_net",
+    weights: Weights = "random",
+    freeze_batch_norm: FreezeBatchNorm = False,
     device: Device = "cpu",
     workers: LoaderProcesses = 0,
     precision: Precision = "fp32",
@@ -105,7 +117,10 @@ def compare(
     the same --output.
     """
     with explained_errors():
-        plan = Plan(iterations, epoch_iterations, batch_size, embedding_size, device, workers, precision)
+        plan = Plan(
+            iterations, epoch_iterations, batch_size, embedding_size, device, workers, precision,
+            network, weights, freeze_batch_norm, image_size if in_files(data) else None,
+        )  # fmt: skip
         winners = tuned_settings(study) if tuned else None
         contenders = [parse_contender(name, winners) for name in methods or winners or METHODS]
         run(contenders, seeds or list(range(5 if tuned else 3)), plan, data, jobs, output)
@@ -123,6 +138,10 @@ def ablate(
     epoch_iterations: EpochIterations = 50,
     embedding_size: EmbeddingSize = 128,
     data: DataName = "glyphs",
+    image_size: ImageSize = 224,
+    network: Network = "conv_net",
+    weights: Weights = "random",
+    freeze_batch_norm: FreezeBatchNorm = False,
     device: Device = "cpu",
     workers: LoaderProcesses = 0,
     precision: Precision = "fp32",
@@ -140,7 +159,10 @@ def ablate(
         contenders = [parse_contender(text, winners) for text in ABLATIONS[name].contenders]
         console.print(f"[bold]{name}[/]: {ABLATIONS[name].question}")
         for changes in ABLATIONS[name].plans:
-            plan = Plan(iterations, epoch_iterations, 128, embedding_size, device, workers, precision)
+            plan = Plan(
+                iterations, epoch_iterations, 128, embedding_size, device, workers, precision,
+                network, weights, freeze_batch_norm, image_size if in_files(data) else None,
+            )  # fmt: skip
             folder = "-".join([name, *map(str, changes.values())])
             run(contenders, seeds or [0, 1, 2], replace(plan, **changes), data, jobs, output / folder)
 
@@ -155,6 +177,10 @@ def tune(
     batch_size: BatchSize = 128,
     embedding_size: EmbeddingSize = 128,
     data: DataName = "glyphs",
+    image_size: ImageSize = 224,
+    network: Network = "conv_net",
+    weights: Weights = "random",
+    freeze_batch_norm: FreezeBatchNorm = False,
     device: Device = "cpu",
     workers: LoaderProcesses = 0,
     precision: Precision = "fp32",
@@ -172,10 +198,13 @@ def tune(
             from . import tune as tuning
         except ImportError as error:
             raise ValueError(f'tune needs {error.name}: pip install ".[benchmarks]"') from error
-        plan = Plan(iterations, epoch_iterations, batch_size, embedding_size, device, workers, precision)
+        plan = Plan(
+            iterations, epoch_iterations, batch_size, embedding_size, device, workers, precision,
+            network, weights, freeze_batch_norm, image_size if in_files(data) else None,
+        )  # fmt: skip
         names = [parse_contender(name).method.name for name in methods or METHODS]
         output.mkdir(parents=True, exist_ok=True)
-        splits = loaded(data)
+        splits = loaded(data, plan)
         studies = tuning.tune(names, trials, folds, plan, splits, output / "study.db", jobs, console)
         document = outcome_of_tuning(studies, results.describe_session(device))
         results.save(document, output / "study.json")
@@ -185,7 +214,7 @@ def tune(
 
 def run(contenders: list[Contender], seeds: list[int], plan: Plan, data: str, jobs: int, output: Path) -> None:
     """Trains and compares; what does not fit shows now, not after hours."""
-    splits = loaded(data)
+    splits = loaded(data, plan)
     for contender in contenders:
         contender.build(plan.task(splits, seed=0))
     output.mkdir(parents=True, exist_ok=True)
@@ -193,9 +222,13 @@ def run(contenders: list[Contender], seeds: list[int], plan: Plan, data: str, jo
     run_comparison(contenders, seeds, plan, splits, outcome, jobs, console)
 
 
-def loaded(data: str) -> Splits:
+def in_files(data: str) -> bool:
+    return data.partition(":")[0] in IN_FILES
+
+
+def loaded(data: str, plan: Plan) -> Splits:
     with console.status(f"Making the data set {data} ..."):
-        return load(data)
+        return load(data, plan.image_size or 0)
 
 
 def tuned_settings(file: Path) -> dict[str, Settings]:

@@ -1,4 +1,4 @@
-"""The network that every method trains."""
+"""The networks: every method of a comparison trains the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,44 @@ import torch
 from torch import nn
 
 WIDTHS = (32, 64, 128, 256)
+# By their names in timm. It has no BN-Inception; Inception v3 is its successor, with batch norm after every convolution.
+TIMM = {"resnet50": "resnet50", "inception": "inception_v3"}
+NETWORKS = ("conv_net", *TIMM)
+
+
+def make_network(name: str, channels: int, seed: int, weights: str = "random") -> tuple[nn.Module, int]:
+    """A trunk, images to features (B, width), and its width; it begins as `seed` says where weights are random.
+
+    Args:
+        name: one of `NETWORKS`. conv_net is small; the others are of `timm`.
+        channels: of the images.
+        weights: "random", "pretrained" (on ImageNet, from timm's hub) or a file with a state dict.
+
+    Raises:
+        ValueError: another name, weights for conv_net that are not random, or weights that are not to be had or do not fit.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but it is {name!r}")
+    torch.manual_seed(seed)
+    if name == "conv_net":
+        if weights != "random":
+            raise ValueError(f"there are no weights for conv_net, but --weights is {weights!r}")
+        return conv_net(channels, torch.Generator().manual_seed(seed)), WIDTHS[-1]
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
+        raise ValueError(f'{name} needs timm and a torchvision that fits torch: pip install ".[field]" ({error})') from error
+    aux = {"aux_logits": False} if name == "inception" else {}
+    try:
+        trunk = timm.create_model(TIMM[name], pretrained=weights == "pretrained", num_classes=0, in_chans=channels, **aux)
+        if weights not in ("random", "pretrained"):
+            trunk.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=False)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"there are no weights {weights!r} for {name} to be had: {str(error).splitlines()[0]}. Without the hub, save "
+            "the state dict of timm.create_model(...) on a machine that has it, and give the file: --weights FILE"
+        ) from error
+    return trunk, trunk.num_features
 
 
 class Augment(nn.Module):

@@ -18,9 +18,10 @@ import torch
 import pml_htl
 
 from . import study
+from .evaluation import METRICS
 from .methods import METHODS, Contender
 from .speed import report
-from .training import METRICS, Outcome, Plan
+from .training import Outcome, Plan
 
 PACKAGES = ("torch", "pytorch-metric-learning", "numpy", "scipy", "faiss-cpu", "faiss-gpu", "matplotlib", "pillow")
 METADATA = ("commit", "versions", "threads", "device", "date", "command", "data", "plan", "sessions")
@@ -35,7 +36,10 @@ RUN = {
     "settings": dict,
 }
 CURVE = {"method": str, "seed": int, "iterations": list, "map_at_r": list, "settings": dict}
-OPTIONAL = {"runs": {"label": str}, "curves": {"label": str, "seconds": list}}  # of tuned settings; since version 0.1
+OPTIONAL: dict[str, dict[str, type]] = {
+    "runs": {"label": str, "recall": dict},
+    "curves": {"label": str, "seconds": list},  # older files have no seconds
+}
 
 
 class Results:
@@ -138,6 +142,7 @@ def validate(document: Any) -> None:
             if extra:
                 raise ValueError(f"{where}: unknown {', '.join(sorted(extra))}")
             accuracies = entry["map_at_r"] if kind == "curves" else [entry[name] for name in METRICS.values()]
+            accuracies = [*accuracies, *entry.get("recall", {}).values()]
             if not all(isinstance(accuracy, float) and 0 <= accuracy <= 1 for accuracy in accuracies):
                 raise ValueError(f"{where}: accuracies should be in 0..1, but they are {accuracies}")
             if kind == "runs" and entry["split"] not in ("test", "validation"):
@@ -184,13 +189,16 @@ def summarize(document: dict[str, Any]) -> pd.DataFrame:
     """A row per method and settings, best test MAP@R first: means over seeds, and the spread of MAP@R.
 
     Columns: title, seeds, iterations, validation, map_at_r, map_at_r_std (NaN for one seed), precision_at_1, r_precision,
-    train_seconds, refresh_seconds.
+    train_seconds, refresh_seconds; and R@K for each recall of the data set.
     """
     runs = pd.DataFrame(document["runs"])
     runs["title"] = [title_of(run) for run in document["runs"]]
     by_split = {split: part.groupby("title", sort=False) for split, part in runs.groupby("split")}
-    test = by_split["test"]
-    summary = test[[*METRICS.values(), "train_seconds", "refresh_seconds"]].mean()
+    recalls = [f"R@{k}" for k in document["runs"][0].get("recall", {})]
+    for column in recalls:
+        runs[column] = [run["recall"][column[2:]] for run in document["runs"]]
+    test = runs[runs["split"] == "test"].groupby("title", sort=False)
+    summary = test[[*METRICS.values(), *recalls, "train_seconds", "refresh_seconds"]].mean()
     summary.insert(0, "seeds", test.size())
     summary.insert(1, "iterations", test["iterations"].first())  # the same for all runs of a file
     summary.insert(2, "validation", by_split["validation"]["map_at_r"].mean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pandas as pd
@@ -12,22 +11,31 @@ from . import study
 from .results import summarize
 from .speed import report
 
-COLUMNS = ("method", "MAP@R", "P@1", "R-Prec.", "val.", "train", "refresh")
+BEFORE, BEHIND = ("method", "MAP@R"), ("R-Prec.", "val.", "train", "refresh")
+
+
+def columns(document: dict[str, Any]) -> tuple[str, ...]:
+    """The heads of the table; with recalls these instead of P@1, which is the first of them."""
+    return *BEFORE, *(recalls_of(document) or ["P@1"]), *BEHIND
+
+
+def recalls_of(document: dict[str, Any]) -> list[str]:
+    return [f"R@{k}" for k in document["runs"][0].get("recall", {})]
 
 
 def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the table, sorted by test MAP@R; accuracies in per cent, seconds per run."""
     return [
         (
-            row.title,
-            percent(row.map_at_r) + ("" if pd.isna(row.map_at_r_std) else f" ± {100 * row.map_at_r_std:.1f}"),
-            percent(row.precision_at_1),
-            percent(row.r_precision),
-            percent(row.validation),
-            f"{row.train_seconds:.0f} s",
-            f"{row.refresh_seconds:.0f} s" if row.refresh_seconds else "-",
+            row["title"],
+            percent(row["map_at_r"]) + ("" if pd.isna(row["map_at_r_std"]) else f" ± {100 * row['map_at_r_std']:.1f}"),
+            *(percent(row[name]) for name in recalls_of(document) or ["precision_at_1"]),
+            percent(row["r_precision"]),
+            percent(row["validation"]),
+            f"{row['train_seconds']:.0f} s",
+            f"{row['refresh_seconds']:.0f} s" if row["refresh_seconds"] else "-",
         )
-        for row in summarize(document).itertuples()
+        for row in summarize(document).to_dict("records")
     ]
 
 
@@ -47,10 +55,12 @@ def caption(document: dict[str, Any]) -> str:
 
 def rich_table(document: dict[str, Any]) -> Table:
     """For the terminal; the best is in bold."""
-    columns, cells_of_rows, title = contents(document)
+    heads, cells_of_rows, title = contents(document)
     table = Table(title=title, title_justify="left", title_style="italic", header_style="bold")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if is_number(number, columns) else "left", no_wrap=not number)
+    for number, head in enumerate(heads):
+        # Where it gets narrow, long titles break and numbers do not.
+        number_like = is_number(number, heads)
+        table.add_column(head, justify="right" if number_like else "left", no_wrap=number_like, overflow="fold")
     for number, cells in enumerate(cells_of_rows):
         table.add_row(*cells, style="bold" if number == 0 else None)
     return table
@@ -60,17 +70,18 @@ def markdown_table(document: dict[str, Any]) -> str:
     """For the README: of a comparison, a tuning or the speed benchmark."""
     if "measurements" in document:
         return report.markdown_table(document)
-    columns, cells_of_rows, title = contents(document)
-    rule = tuple("---:" if is_number(number, columns) else "---" for number in range(len(columns)))
-    lines = ["| " + " | ".join(cells) + " |" for cells in (columns, rule, *cells_of_rows)]
+    heads, cells_of_rows, title = contents(document)
+    rule = tuple("---:" if is_number(number, heads) else "---" for number in range(len(heads)))
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *cells_of_rows)]
     return "\n".join(lines) + f"\n\n{title}\n"
 
 
 def contents(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Columns, cells and caption."""
-    kind: Any = study if "studies" in document else sys.modules[__name__]
-    return kind.COLUMNS, kind.rows(document), kind.caption(document)
+    """Heads, cells and caption."""
+    if "studies" in document:
+        return study.COLUMNS, study.rows(document), study.caption(document)
+    return columns(document), rows(document), caption(document)
 
 
-def is_number(number: int, columns: tuple[str, ...]) -> bool:
-    return number > 0 and not columns[number].startswith("settings")
+def is_number(number: int, heads: tuple[str, ...]) -> bool:
+    return number > 0 and not heads[number].startswith("settings")

@@ -5,30 +5,21 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.trainers import MetricLossOnly
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import HookContainer, get_hook_container, get_record_keeper
 
 from pml_htl import ClassTree, TreeRefresh
 
 from .data import Splits
+from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits
 from .methods import Contender, Task
-from .networks import WIDTHS, conv_net
-
-EVAL_BATCH_SIZE = 512
-METRICS = {  # PML's names and those of the results file
-    "mean_average_precision_at_r": "map_at_r",
-    "precision_at_1": "precision_at_1",
-    "r_precision": "r_precision",
-}
-PRIMARY_METRIC = "mean_average_precision_at_r"
+from .networks import make_network
 
 
 @dataclass(frozen=True)
@@ -42,6 +33,10 @@ class Plan:
     device: str = "cpu"
     workers: int = 0
     precision: str = "fp32"  # of the network; losses and trees compute in float32 and float64 in any case
+    network: str = "conv_net"
+    weights: str = "random"  # or "pretrained", or a file
+    freeze_batch_norm: bool = False
+    image_size: int | None = None  # of data sets in files
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):  # fp16 would need a gradient scaler, which PML's trainers lack
@@ -65,9 +60,17 @@ class Plan:
         return Task(data.train.labels, self.batch_size, self.embedding_size, self.iterations, seed)
 
     def comparable(self) -> dict[str, int | str]:
-        """What all runs of a results file share; device and workers may change between sessions."""
-        names = ("iterations", "epoch_iterations", "batch_size", "embedding_size", "precision")
-        return {name: getattr(self, name) for name in names}
+        """What all runs of a results file share; device and workers may change between sessions.
+
+        Of what came later only what differs from its default, so that older files can be continued.
+        """
+        always = ("iterations", "epoch_iterations", "batch_size", "embedding_size", "precision")
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name in always or (name not in ("device", "workers") and value != defaults[name])
+        }
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Outcome:
     The tree is that of the best epoch where the loss holds it, else the last one.
     """
 
-    accuracies: dict[str, dict[str, float]]  # "validation" and "test" -> metric -> 0 .. 1
+    accuracies: dict[str, dict[str, Any]]  # "validation" and "test" -> metric -> 0 .. 1, and "recall" -> K -> 0 .. 1
     curve: list[tuple[int, float, float]]  # iterations, validation MAP@R, seconds of training and refreshing until then
     train_seconds: float
     refresh_seconds: float
@@ -128,22 +131,23 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     device = torch.device(plan.device)
     parts = contender.build(plan.task(data, seed))
     loss = parts.loss.to(device)
-    trunk = conv_net(data.train.images.shape[1], torch.Generator().manual_seed(seed)).to(device)
-    embedder = torch.nn.Linear(WIDTHS[-1], plan.embedding_size).to(device)
+    trunk, width = make_network(plan.network, data.train.channels, seed, plan.weights)
+    trunk, embedder = trunk.to(device), torch.nn.Linear(width, plan.embedding_size).to(device)
     trunk, embedder = InPrecision(trunk, plan.precision), InPrecision(embedder, plan.precision)
 
-    hooks, tester = make_hooks(folder, device)
+    hooks = make_hooks(folder)
+    tester = make_tester(hooks, data, plan.workers, device)
     hook = hooks.end_of_epoch_hook(tester, {"val": data.val}, str(folder / "models"))
     refresh = None
     if parts.tree is not None:
         refresh = TreeRefresh(
             parts.tree,
-            data.train,
+            data.train.evaluation(),
             every_n_epochs=parts.refresh_every,
             **({} if parts.forget is None else {"mode": "streaming", "forget": parts.forget}),
             labels=data.train.labels,
             loss=loss,
-            batch_size=EVAL_BATCH_SIZE,
+            batch_size=BATCH_SIZE,
             num_workers=plan.workers,
             then=hook,
         )
@@ -166,6 +170,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         iterations_per_epoch=plan.epoch_iterations,
         data_device=device,
         dataloader_num_workers=plan.workers,
+        freeze_trunk_batchnorm=plan.freeze_batch_norm,
         end_of_iteration_hook=hooks.end_of_iteration_hook,
         end_of_epoch_hook=stopwatch.pausing(end_of_epoch),
     )
@@ -173,12 +178,13 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
 
     history = hooks.get_accuracy_history(tester, "val", return_all_metrics=True)
     best_epoch, _ = hooks.get_best_epoch_and_accuracy(tester, "val")
-    validation = {ours: history[f"{theirs}_level0"][best_epoch - 1] for theirs, ours in METRICS.items()}
+    validation = accuracies_of({name: values[best_epoch - 1] for name, values in history.items()})
     hooks.load_latest_saved_models(trainer, str(folder / "models"), device, best=True)  # the tree comes along
     accuracies = {"validation": validation}
     if test:
-        found = tester.test({"test": data.test}, best_epoch, trunk, embedder)["test"]
-        accuracies["test"] = {ours: float(found[f"{theirs}_level0"]) for theirs, ours in METRICS.items()}
+        images, looked_up_in = test_splits(data)
+        found = tester.test(images, best_epoch, trunk, embedder, splits_to_eval=looked_up_in)["test"]
+        accuracies["test"] = accuracies_of(found)
     close_records(hooks)
     return Outcome(
         accuracies,
@@ -198,18 +204,10 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     )
 
 
-def make_hooks(folder: Path, device: torch.device) -> tuple[HookContainer, GlobalEmbeddingSpaceTester]:
-    """PML's hook container with its records in `folder`, and the tester that reports to it."""
+def make_hooks(folder: Path) -> HookContainer:
+    """PML's hook container with its records in `folder`."""
     record_keeper, _, _ = get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
-    hooks = get_hook_container(record_keeper, primary_metric=PRIMARY_METRIC, log_freq=10)
-    tester = GlobalEmbeddingSpaceTester(
-        batch_size=EVAL_BATCH_SIZE,
-        dataloader_num_workers=0,
-        data_device=device,
-        end_of_testing_hook=hooks.end_of_testing_hook,
-        accuracy_calculator=AccuracyCalculator(include=tuple(METRICS), k="max_bin_count", device=device),
-    )
-    return hooks, tester
+    return get_hook_container(record_keeper, primary_metric=PRIMARY_METRIC, log_freq=10)
 
 
 def make_optimizers(

@@ -19,7 +19,7 @@ class LossWatch:
     The statistics follow a few batches behind (`up_to_date` catches up), so that a GPU is not waited for in each step.
 
     Args:
-        loss: a module that is called with `(embeddings, labels, ...)`, (B, D) and (B,).
+        loss: a module that is called with `(embeddings, labels, ...)`, (B, D) and (B,), both by position.
         labels: of the training set, as the loss sees them.
         forget: of `ClassStatistics`.
     """
@@ -29,13 +29,18 @@ class LossWatch:
         self.forget = ClassStatistics(self.labels, 1, forget=forget).forget  # checked now, not in the first batch
         self.statistics: ClassStatistics | None = None  # until a batch tells the size of an embedding
         self._buffer: list[tuple[torch.Tensor, torch.Tensor]] = []
-        loss.register_forward_pre_hook(self, with_kwargs=True)
+        # Not `with_kwargs=True`: torch notes that in a dict of the loss, and record-keeper records such dicts, and fails.
+        loss.register_forward_pre_hook(self)
 
-    def __call__(self, loss: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, loss: torch.nn.Module, args: tuple[Any, ...]) -> None:
         """Before a call of the loss; changes nothing in it."""
-        embeddings = kwargs["embeddings"] if "embeddings" in kwargs else args[0]
-        labels = kwargs["labels"] if "labels" in kwargs else (args[1] if len(args) > 1 else None)
-        if labels is None or not embeddings.requires_grad:
+        if len(args) < 2 or not isinstance(args[1], torch.Tensor):
+            raise ValueError(
+                f"{type(loss).__name__} is watched for a streaming refresh, which sees positional arguments: call it as "
+                "loss(embeddings, labels, ...), as PML's trainers do"
+            )
+        embeddings, labels = args[:2]
+        if not embeddings.requires_grad:
             return
         self._buffer.append((embeddings.detach().clone(), labels.detach().clone()))
         if len(self._buffer) >= BUFFERED_BATCHES:

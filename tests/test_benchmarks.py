@@ -8,7 +8,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import numpy as np
 import pytest
 import torch
 
@@ -39,7 +38,7 @@ def tiny(glyphs, monkeypatch):
 
     parts = [first_classes(part) for part in (glyphs.train, glyphs.val, glyphs.test)]
     splits = Splits("tiny", *parts, glyphs.class_names)
-    monkeypatch.setitem(data.DATA_SETS, "tiny", lambda: splits)
+    monkeypatch.setitem(data.IN_MEMORY, "tiny", lambda: splits)
     return splits
 
 
@@ -76,7 +75,8 @@ def test_the_split_is_fixed_and_by_class(glyphs):
     assert set.union(*parts) == set(range(num_classes)) and sum(map(len, parts)) == num_classes
     assert parts[0] == set(range(len(parts[0])))  # classes of the training come first
     assert len(parts[2]) == round(num_classes / 2) and len(parts[1]) == round(0.2 * (num_classes - len(parts[2])))
-    names = data.splits.split_by_class("x", torch.zeros(9, 1), np.arange(9), list("abcdefghi")).class_names
+    images = LabelledImages(torch.zeros(9, 1), torch.arange(9))
+    names = data.splits.split_by_class("x", images, list("abcdefghi")).class_names
     assert hashlib.sha256("".join(names).encode()).hexdigest()[:8] == "e30a5577"
 
 

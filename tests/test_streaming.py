@@ -11,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import DataLoader, TensorDataset
 
 from pml_htl import HTL, ClassStatistics, ClassTree, TreeRefresh
@@ -105,7 +107,7 @@ def test_a_watch_sees_what_the_loss_is_called_with(dtype, num_batches):
         embeddings, labels = batch(seed, dtype)
         before = embeddings.detach().clone()
         alone = losses.TripletMarginLoss()(embeddings, labels)
-        watched = loss(embeddings, labels) if seed % 2 else loss(labels=labels, embeddings=embeddings)
+        watched = loss(embeddings, labels)
         assert torch.equal(watched, alone) and torch.equal(embeddings, before)
         expected.update(embeddings, labels)
         with torch.no_grad():
@@ -117,6 +119,8 @@ def test_a_watch_sees_what_the_loss_is_called_with(dtype, num_batches):
 def test_what_does_not_train_does_not_count():
     loss = losses.TripletMarginLoss()
     watch = LossWatch(loss, LABELS, 0.5)
+    with pytest.raises(ValueError, match=r"TripletMarginLoss is watched .* which sees positional arguments"):
+        loss(labels=LABELS, embeddings=batch()[0])
     loss(*batch(requires_grad=False))
     assert watch.up_to_date() is None and torch.equal(watch.missing(), LABELS.unique())
     reference = batch(1)
@@ -178,6 +182,21 @@ def test_in_a_trainer(how):
     assert htl.tree.is_fitted and hook.num_refreshes == 3 and hook.seconds > 0
     assert hook.watch.statistics.counts.sum() == 4 * 10 * htl.batch_size
     assert len(set(map(id, iterators))) == 4  # after a refresh the loader begins anew, with the new tree
+
+
+def test_beside_the_hook_container(tmp_path):
+    """Its record-keeper records whatever dicts it finds in a loss; so it must find none of the watch."""
+    dataset = make_dataset()
+    htl = make_htl(dataset.tensors[1])
+    record_keeper, _, _ = get_record_keeper(str(tmp_path / "records"), str(tmp_path / "tensorboard"))
+    hooks = get_hook_container(record_keeper, primary_metric="precision_at_1", log_freq=1)
+    tester = GlobalEmbeddingSpaceTester(end_of_testing_hook=hooks.end_of_testing_hook, dataloader_num_workers=0)
+    save = hooks.end_of_epoch_hook(tester, {"val": dataset}, str(tmp_path / "models"))
+    hook = htl.refresh_hook(None, then=save, mode="streaming", warmup_epochs=2)
+    trainer = make_trainer(htl, dataset, hook, end_of_iteration_hook=hooks.end_of_iteration_hook, iterations_per_epoch=10)
+    trainer.train(num_epochs=3)
+    assert htl.tree.is_fitted and list((tmp_path / "models").glob("metric_loss*"))
+    assert any("d_0" in path.read_text() for path in (tmp_path / "records").glob("*.csv"))
 
 
 def test_every_n_iterations():

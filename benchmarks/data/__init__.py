@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
+from .field import FIELD_SETS, class_folders, field_set, in_shop
 from .glyphs import glyphs
-from .splits import LabelledImages, Splits
+from .splits import Images, LabelledImages, Splits
 
-DATA_SETS = {"glyphs": glyphs}
+IN_MEMORY = {"glyphs": glyphs}
+IN_FILES = {**{name: partial(field_set, name) for name in FIELD_SETS}, "inshop": in_shop, "folder": class_folders}
+DEFAULT_ROOT = Path("data")
 
-__all__ = ["DATA_SETS", "LabelledImages", "Splits", "load"]
+__all__ = ["IN_FILES", "IN_MEMORY", "Images", "LabelledImages", "Splits", "load"]
 
 
-def load(name: str) -> Splits:
-    """The data set of that name; a `ValueError` lists those that there are."""
-    if name not in DATA_SETS:
-        raise ValueError(f"there is no data set {name!r}; there are: {', '.join(DATA_SETS)}")
-    return DATA_SETS[name]()
+def load(text: str, size: int = 224) -> Splits:
+    """The data set of a name, or NAME:PATH for one in files (default data/NAME) as crops of `size`.
+
+    Raises:
+        ValueError: there is none of this name, or its files are not there; says what there is, or where to get them.
+    """
+    name, _, path = text.partition(":")
+    if name in IN_MEMORY:
+        return IN_MEMORY[name]()
+    if name not in IN_FILES:
+        raise ValueError(f"there is no data set {name!r}; there are: {', '.join([*IN_MEMORY, *IN_FILES])}")
+    if name == "folder" and not path:
+        raise ValueError("folder needs a path: --data folder:PATH")
+    return IN_FILES[name](Path(path) if path else DEFAULT_ROOT / name, size)

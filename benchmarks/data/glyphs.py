@@ -17,7 +17,7 @@ import torch
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from .splits import Splits, split_by_class
+from .splits import LabelledImages, Splits, split_by_class
 
 FONTS = [
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -36,15 +36,16 @@ def glyphs() -> Splits:
     """About 1,400 classes and 19,000 images of 32 x 32, grey, ink 1 on paper 0."""
     renderings = _render_letters()
     classes = _merge_homoglyphs(renderings)
-    images, labels = [], []
+    renderings_in_order, labels = [], []
     for label, letters in enumerate(classes):
         # One sample a font: of letters that look the same, the first that the font has.
         by_font = {font: pixels for letter in reversed(letters) for font, pixels in renderings[letter]}
-        images += by_font.values()
+        renderings_in_order += by_font.values()
         labels += [label] * len(by_font)
-    pixels = np.frombuffer(b"".join(images), dtype=np.uint8).reshape(-1, 1, SIZE, SIZE)
+    pixels = np.frombuffer(b"".join(renderings_in_order), dtype=np.uint8).reshape(-1, 1, SIZE, SIZE)
     names = [chr(letters[0]) for letters in classes]
-    return split_by_class("glyphs", torch.from_numpy(pixels / np.float32(255)), np.array(labels), names)
+    images = LabelledImages(torch.from_numpy(pixels / np.float32(255)), torch.tensor(labels))
+    return split_by_class("glyphs", images, names)
 
 
 def _render_letters() -> dict[int, list[Rendering]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,12 +15,37 @@ VALIDATION_SHARE = 0.2  # of the other classes
 SPLIT_SEED = 2018  # the year of the paper; the split never changes
 
 
-class LabelledImages(Dataset):
+class Images(Protocol):
+    """A data set of images: an item is an image (channels, height, width) float32 and its label."""
+
+    labels: torch.Tensor  # (N,) int64
+    channels: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]: ...
+
+    def part(self, inside: torch.Tensor, labels: torch.Tensor) -> Any:
+        """The images where `inside` (N,) is true, with new labels."""
+
+    def evaluation(self) -> Any:
+        """The same images as an evaluation sees them."""
+
+    def first_of(self, label: int) -> torch.Tensor:
+        """The first image of a class, in 0..1."""
+
+
+class LabelledImages(Dataset, Images):
     """Images in memory: (N, channels, height, width) float32 and their labels (N,) int64."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images = images
         self.labels = labels
+
+    @property
+    def channels(self) -> int:
+        """Of each image."""
+        return self.images.shape[1]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -27,49 +53,84 @@ class LabelledImages(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self.images[index], int(self.labels[index])
 
+    def part(self, inside: torch.Tensor, labels: torch.Tensor) -> LabelledImages:
+        """See `Images`."""
+        return LabelledImages(self.images[inside], labels)
+
+    def evaluation(self) -> LabelledImages:
+        """Themselves: the network changes them in training, a batch at a time."""
+        return self
+
     def first_of(self, label: int) -> torch.Tensor:
-        """The first image of a class."""
+        """See `Images`."""
         return self.images[int((self.labels == label).nonzero()[0, 0])]
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Images of disjoint classes. Classes are numbered 0 .. C - 1, those of `train` first, then `val`, then `test`."""
+    """Images of disjoint classes. Classes are numbered 0 .. C - 1, those of `train` first, then `val`, then `test`.
+
+    With a `gallery`, images of the test classes, those of `test` are looked up in it instead of among each other.
+    """
 
     name: str
-    train: LabelledImages
-    val: LabelledImages
-    test: LabelledImages
+    train: Images
+    val: Images
+    test: Images
     class_names: list[str]  # by label
+    gallery: Images | None = None
+    recall_at: tuple[int, ...] = ()  # the usual ones of the data set
 
     def describe(self) -> dict[str, int | str]:
         """Name and sizes, for the results file."""
         sizes: dict[str, int | str] = {"name": self.name}
-        for split in ("train", "val", "test"):
+        for split in ("train", "val", "test", "gallery"):
             images = getattr(self, split)
-            sizes[f"{split}_images"] = len(images)
-            sizes[f"{split}_classes"] = len(images.labels.unique())
+            if images is not None:
+                sizes[f"{split}_images"] = len(images)
+                sizes[f"{split}_classes"] = len(images.labels.unique())
         return sizes
 
 
-def split_by_class(name: str, images: torch.Tensor, labels: np.ndarray, class_names: list[str]) -> Splits:
+def split_by_class(name: str, images: Images, class_names: list[str], recall_at: tuple[int, ...] = ()) -> Splits:
     """Half of the classes to test, a fifth of the others to validate, drawn once and for all with a fixed seed.
 
-    `labels` (N,) number the classes in the order of `class_names`; the result numbers them anew, split by split.
+    The labels of `images` number the classes in the order of `class_names`; the result numbers them anew.
     """
     num_classes = len(class_names)
-    order = np.random.default_rng(SPLIT_SEED).permutation(num_classes)  # train, then val, then test
     num_test = round(TEST_SHARE * num_classes)
     num_val = round(VALIDATION_SHARE * (num_classes - num_test))
-    bounds = np.cumsum([0, num_classes - num_test - num_val, num_val, num_test])
-    new_labels = torch.from_numpy(np.argsort(order)[labels])
+    order = np.random.default_rng(SPLIT_SEED).permutation(num_classes)  # train, then val, then test
+    bounds = np.cumsum([num_classes - num_test - num_val, num_val])
+    train, val, test = np.split(order, bounds)
+    parts = [take(images, train, 0), take(images, val, bounds[0]), take(images, test, bounds[1])]
+    return Splits(name, *parts, [class_names[old] for old in order], recall_at=recall_at)
 
-    def part(start: int, end: int) -> LabelledImages:
-        inside = (new_labels >= start) & (new_labels < end)
-        return LabelledImages(images[inside], new_labels[inside])
 
-    train, val, test = (part(start, end) for start, end in pairwise(bounds))
-    return Splits(name, train, val, test, [class_names[old] for old in order])
+def split_as_given(
+    name: str, train: Images, test: Images, gallery: Images | None, class_names: list[str], recall_at: tuple[int, ...]
+) -> Splits:
+    """The usual test classes of a data set, and a fifth of its training classes to validate, with a fixed seed.
+
+    Labels number the classes in the order of `class_names`; those of `train` and `test` are disjoint.
+    """
+    classes, test_classes = np.unique(train.labels), np.unique(test.labels)
+    shared = np.intersect1d(classes, test_classes)
+    if len(shared):
+        raise ValueError(f"{class_names[shared[0]]} is a training class and a test class of {name}")
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(classes)
+    num_val = round(VALIDATION_SHARE * len(classes))
+    kept, val = shuffled[num_val:], shuffled[:num_val]
+    first_test = len(classes)
+    return Splits(
+        name,
+        take(train, kept, 0),
+        take(train, val, len(kept)).evaluation(),
+        take(test, test_classes, first_test).evaluation(),
+        [class_names[old] for old in (*kept, *val, *test_classes)],
+        None if gallery is None else take(gallery, test_classes, first_test).evaluation(),
+        recall_at,
+    )
 
 
 def fold(splits: Splits, number: int, of: int = 4) -> Splits:
@@ -78,19 +139,27 @@ def fold(splits: Splits, number: int, of: int = 4) -> Splits:
     The parts are drawn once and for all. Classes are numbered anew, those of `train` first, then `val`; those of the whole
     set's validation classes are left out, and `test` stays as it is.
     """
-    labels = splits.train.labels
-    num_classes = int(labels.max()) + 1
+    num_classes = int(splits.train.labels.max()) + 1
     if not 0 <= number < of <= num_classes:
         raise ValueError(f"there are parts 0 .. {of - 1} of {num_classes} training classes, but not {number}")
-    shuffled = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(num_classes))
-    held_out = torch.zeros(num_classes, dtype=torch.bool)
-    held_out[shuffled[number::of]] = True
-    order = torch.argsort(held_out.int(), stable=True)  # old labels by new ones
-    new_labels = torch.argsort(order)
+    held_out = np.zeros(num_classes, dtype=bool)
+    held_out[np.random.default_rng(SPLIT_SEED).permutation(num_classes)[number::of]] = True
+    kept, val = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return Splits(
+        splits.name,
+        take(splits.train, kept, 0),
+        take(splits.train, val, len(kept)).evaluation(),
+        splits.test,
+        [splits.class_names[old] for old in (*kept, *val)] + splits.class_names[num_classes:],
+        splits.gallery,
+        splits.recall_at,
+    )
 
-    def part(wanted: torch.Tensor) -> LabelledImages:
-        inside = wanted[labels]
-        return LabelledImages(splits.train.images[inside], new_labels[labels[inside]])
 
-    names = [splits.class_names[old] for old in order.tolist()] + splits.class_names[num_classes:]
-    return Splits(splits.name, part(~held_out), part(held_out), splits.test, names)
+def take(images: Images, classes: Sequence[int] | np.ndarray, first: int) -> Images:
+    """The images of some classes, which are numbered anew from `first` on in the order given."""
+    new_labels = torch.full((int(images.labels.max()) + 1,), -1)
+    known = torch.as_tensor(np.asarray(classes))
+    new_labels[known[known < len(new_labels)]] = torch.arange(first, first + len(known))[known < len(new_labels)]
+    labels = new_labels[images.labels]
+    return images.part(labels >= 0, labels[labels >= 0])

@@ -1,0 +1,84 @@
+"""How embeddings are judged: by PML's tester, with MAP@R and the recalls that are usual for the data set."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.logging_presets import HookContainer
+
+from .data import Splits
+
+BATCH_SIZE = 512
+METRICS = {  # PML's names and those of the results file
+    "mean_average_precision_at_r": "map_at_r",
+    "precision_at_1": "precision_at_1",
+    "r_precision": "r_precision",
+}
+PRIMARY_METRIC = "mean_average_precision_at_r"
+
+
+class RecallCalculator(AccuracyCalculator):
+    """PML's calculator with `recall_at_K` for some K: the share of queries with one of their class among the K nearest."""
+
+    def __init__(self, recall_at: tuple[int, ...], **kwargs: Any) -> None:
+        self.recall_at = recall_at
+        for k in recall_at:  # PML finds metrics by this name
+            setattr(self, f"calculate_recall_at_{k}", partial(recall, k=k))
+        super().__init__(**kwargs)
+
+    def requires_knn(self) -> list[str]:
+        """The metrics that are made of nearest neighbours."""
+        return [*super().requires_knn(), *(f"recall_at_{k}" for k in self.recall_at)]
+
+
+def recall(
+    *, knn_labels: torch.Tensor, query_labels: torch.Tensor, not_lone_query_mask: torch.Tensor, k: int, **_: Any
+) -> float:
+    """The share of queries (those with a match at all) of whose k nearest some have their label; NaN without any.
+
+    Args:
+        knn_labels: (Q, K) of the nearest, nearest first, the query itself left out; with K < k all of them.
+        query_labels: (Q,) or (Q, 1). not_lone_query_mask: (Q,) bool.
+    """
+    hits = (knn_labels.flatten(1)[:, :k] == query_labels.view(-1, 1)).any(dim=1)
+    return hits[not_lone_query_mask].double().mean().item()
+
+
+def make_tester(hooks: HookContainer, data: Splits, workers: int, device: torch.device) -> GlobalEmbeddingSpaceTester:
+    """A tester that reports to PML's hook container."""
+    names = (*METRICS, *(f"recall_at_{k}" for k in data.recall_at))
+    return GlobalEmbeddingSpaceTester(
+        batch_size=BATCH_SIZE,
+        dataloader_num_workers=workers,
+        data_device=device,
+        end_of_testing_hook=hooks.end_of_testing_hook,
+        accuracy_calculator=RecallCalculator(data.recall_at, include=names, k=neighbors_needed(data), device=device),
+    )
+
+
+def neighbors_needed(data: Splits) -> int:
+    """As many as MAP@R takes (the largest class) and the recalls, and no more than there are."""
+    galleries = [data.val, data.test if data.gallery is None else data.gallery]
+    largest_class = max(int(images.labels.bincount().max()) for images in galleries)
+    return min(max(largest_class, *data.recall_at, 1), min(len(images) for images in galleries) - 1)
+
+
+def accuracies_of(found: dict[str, float]) -> dict[str, Any]:
+    """PML's accuracies, of one split at one epoch, by the names of the results file."""
+    recalls = {name: value for name, value in found.items() if name.startswith("recall_at_")}
+    accuracies: dict[str, Any] = {ours: float(found[f"{theirs}_level0"]) for theirs, ours in METRICS.items()}
+    if recalls:
+        by_k = sorted((int(name.split("_")[2]), float(value)) for name, value in recalls.items())
+        accuracies["recall"] = {str(k): value for k, value in by_k}
+    return accuracies
+
+
+def test_splits(data: Splits) -> tuple[dict[str, Any], list[tuple[str, list[str]]]]:
+    """The data sets of the test by name, and which is looked up in which."""
+    if data.gallery is None:
+        return {"test": data.test}, [("test", ["test"])]
+    return {"test": data.test, "gallery": data.gallery}, [("test", ["gallery"])]

@@ -1,0 +1,175 @@
+"""The field's data sets, on miniature copies of their real files, through the command line that the real ones use."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from benchmarks import data, results, tables
+from benchmarks.data.files import ImageFiles, middle_crop, random_crop, to_tensor
+from benchmarks.data.splits import fold
+from benchmarks.evaluation import RecallCalculator, neighbors_needed
+from benchmarks.networks import make_network
+
+from .miniature import MINIATURES, RECALL_AT, SIZE
+from .test_benchmarks import run_cli
+
+SHORT = ["--iterations", "2", "--epoch-iterations", "1", "--embedding-size", "16", "--seeds", "0", "--image-size", "16"]
+
+
+@pytest.fixture(params=MINIATURES)
+def copy(request, tmp_path):
+    root = tmp_path / request.param
+    MINIATURES[request.param](root)
+    return request.param, root
+
+
+def test_splits_and_labels(copy):
+    name, root = copy
+    splits = data.load(f"{name}:{root}", size=16)
+    parts = [splits.train, splits.val, splits.test] + ([splits.gallery] if splits.gallery else [])
+    classes = [set(part.labels.tolist()) for part in parts]
+    num_train, num_val, num_test = (len(own) for own in classes[:3])
+    assert classes[0] == set(range(num_train)) and classes[1] == set(range(num_train, num_train + num_val))
+    assert classes[2] == set(range(num_train + num_val, num_train + num_val + num_test))
+    assert num_val == round(0.2 * (num_train + num_val)) and num_test == (10 if name == "folder" else 6)
+    assert list(splits.recall_at) == RECALL_AT[name]
+    assert (splits.gallery is not None) == (name == "inshop")
+    if splits.gallery:
+        assert classes[3] == classes[2] and not set(splits.gallery.paths) & set(splits.test.paths)
+    for part in parts:
+        image, label = part[0]
+        assert image.shape == (3, 16, 16) and image.dtype == torch.float32 and label == part.labels[0]
+        for path, label in zip(part.paths, part.labels.tolist(), strict=True):  # names went with their classes
+            assert splits.class_names[label].replace("/", "-") in path
+    # A training image is cropped anew each time, but not as the others are evaluated.
+    assert not all(torch.equal(splits.train[place][0], splits.train[place][0]) for place in range(5))
+    evaluated = splits.train.evaluation()
+    assert torch.equal(evaluated[0][0], evaluated[0][0]) and torch.equal(splits.val[0][0], splits.val[0][0])
+    part = fold(splits, 1)
+    assert len(part.train) + len(part.val) == len(splits.train) and part.train.is_training and not part.val.is_training
+    assert {*part.train.paths, *part.val.paths} == {*splits.train.paths}
+    assert data.load(f"{name}:{root}", size=16).train.paths == splits.train.paths  # the split never changes
+
+
+def test_it_trains_through_the_command_line(copy, tmp_path, capsys):
+    name, root = copy
+    batch = ["--batch-size", "16", "--methods", "htl:neighborhood_size=2,samples_per_class=2", "triplet:samples_per_class=2"]
+    output = tmp_path / "out"
+    assert run_cli("compare", "--data", f"{name}:{root}", *SHORT, *batch, "--output", output, "--freeze-batch-norm") == 0
+    document = results.load(output / "results.json")
+    assert document["metadata"]["plan"]["image_size"] == 16 and document["metadata"]["data"]["name"].startswith(name)
+    for run in document["runs"]:
+        recalls = list(run["recall"].values())
+        assert [int(k) for k in run["recall"]] == RECALL_AT[name] and recalls == sorted(recalls)
+        assert run["recall"]["1"] == run["precision_at_1"]
+    heads = tables.markdown_table(document).splitlines()[0]
+    assert all(f"R@{k}" in heads for k in RECALL_AT[name]) and "P@1" not in heads
+    assert "R@" in capsys.readouterr().out and (output / "class_tree.png").exists()
+
+
+@pytest.mark.parametrize("network", ["resnet50", "inception"])
+def test_large_networks(network, tmp_path, capsys):
+    try:
+        import timm  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        with pytest.raises(ValueError, match="needs timm and a torchvision that fits torch"):
+            make_network(network, 3, 0)
+        pytest.skip(f'pip install ".[field]": {error}')
+    MINIATURES["folder"](tmp_path / "images")
+    arguments = ["--data", f"folder:{tmp_path / 'images'}", *SHORT, "--image-size", 80, "--network", network]
+    arguments += ["--batch-size", 8, "--methods", "triplet:samples_per_class=2", "--output", tmp_path / "out"]
+    assert run_cli("compare", *arguments, "--precision", "bf16", "--freeze-batch-norm") == 0
+    assert run_cli("compare", *arguments, "--weights", tmp_path / "nothing.pt", "--output", tmp_path / "other") == 2
+    assert "there are no weights" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_missing_is_named_and_nothing_is_downloaded(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("something was downloaded")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("urllib.request.urlretrieve", refuse)
+    for name, source in [
+        ("cub", "CUB_200_2011.tgz from https://data.caltech.edu"),
+        ("cars", "names.csv. Get the archive from https://www.kaggle.com"),
+        ("sop", "Stanford_Online_Products.zip from https://drive"),
+        ("inaturalist", "train_val2018.tar.gz from https://ml-inat"),
+        ("inshop", "list_eval_partition.txt and img.zip"),
+    ]:
+        with pytest.raises(ValueError, match=source) as error:
+            data.load(f"{name}:{tmp_path / name}")
+        assert f"unpack it in {tmp_path / name}" in str(error.value) and "Nothing is downloaded" in str(error.value)
+    with pytest.raises(ValueError, match=r"there is no data.cub.CUB_200_2011"):
+        data.load("cub")
+    with pytest.raises(ValueError, match="folder:PATH"):
+        data.load("folder")
+    (tmp_path / "few" / "one").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has 0 folders with images"):
+        data.load(f"folder:{tmp_path / 'few'}")
+    MINIATURES["inshop"](tmp_path / "inshop")
+    table = tmp_path / "inshop" / "Eval" / "list_eval_partition.txt"
+    table.write_text(table.read_text() + "img/a.jpg id_1 tomorrow\n")
+    with pytest.raises(ValueError, match=r"not .*tomorrow"):
+        data.load(f"inshop:{tmp_path / 'inshop'}")
+
+
+def test_networks():
+    trunk, width = make_network("conv_net", 3, seed=1)
+    twin, _ = make_network("conv_net", 3, seed=1)
+    assert trunk.eval()(torch.zeros(2, 3, 40, 40)).shape == (2, width)
+    assert all(map(torch.equal, trunk.state_dict().values(), twin.state_dict().values()))
+    with pytest.raises(ValueError, match="conv_net, resnet50, inception, but it is 'vgg'"):
+        make_network("vgg", 3, 0)
+    with pytest.raises(ValueError, match="there are no weights for conv_net"):
+        make_network("conv_net", 3, 0, "pretrained")
+
+
+def test_crops():
+    image = Image.fromarray(np.arange(SIZE[0] * SIZE[1] * 3, dtype=np.uint8).reshape(SIZE[1], SIZE[0], 3))
+    assert to_tensor(image).shape == (3, SIZE[1], SIZE[0]) and float(to_tensor(image)[1, 0, 0]) == pytest.approx(1 / 255)
+    assert middle_crop(image, 8).size == (8, 8)
+    torch.manual_seed(0)
+    crops = [random_crop(image, 8) for _ in range(20)]
+    assert all(crop.size == (8, 8) for crop in crops) and len({crop.tobytes() for crop in crops}) == 20
+    torch.manual_seed(0)
+    assert random_crop(image, 8).tobytes() == crops[0].tobytes()
+    white = Image.new("RGB", (3, 200), (255, 255, 255))
+    assert all(float(to_tensor(random_crop(white, 8)).min()) == 1 for _ in range(20))  # never outside the image
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.lists(st.integers(1, 12), min_size=1, max_size=3, unique=True))
+def test_recall_against_a_loop(seed, own_gallery, recall_at):
+    rng = np.random.default_rng(seed)
+    query, gallery = rng.normal(size=(2, 14, 3)).astype(np.float32)
+    labels, gallery_labels = rng.integers(5, size=(2, 14))
+    if own_gallery:
+        gallery, gallery_labels = query, labels
+    names = tuple(f"recall_at_{k}" for k in recall_at)
+    calculator = RecallCalculator(tuple(recall_at), include=names, k=13, device=torch.device("cpu"))
+    arrays = [torch.from_numpy(array) for array in (query, labels, gallery, gallery_labels)]
+    found = calculator.get_accuracy(*arrays, ref_includes_query=own_gallery)
+    for k in recall_at:
+        hits = []
+        for place in range(14):
+            others = [other for other in range(14) if not own_gallery or other != place]
+            if not any(gallery_labels[other] == labels[place] for other in others):
+                continue  # nothing to be found
+            nearest = sorted(others, key=lambda other: np.linalg.norm(query[place] - gallery[other]))[:k]
+            hits.append(any(gallery_labels[other] == labels[place] for other in nearest))
+        expected = np.mean(hits) if hits else np.nan
+        assert found[f"recall_at_{k}"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_as_many_neighbors_as_there_are():
+    def images(counts):
+        return ImageFiles([], torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), 8)
+
+    def splits(recall_at, val=(40, 3), test=(50, 9)):
+        return data.Splits("x", images([1]), images(val), images(test), [], None, recall_at)
+
+    assert neighbors_needed(splits(())) == 42  # of the largest class, but the smaller set has 43
+    assert neighbors_needed(splits((1, 2), val=(30, 30))) == 50
+    assert neighbors_needed(splits((1, 1000), val=(30, 30))) == 58
