@@ -278,6 +278,24 @@ def table(file: Annotated[Path, typer.Argument(help="A results file.")]) -> None
         print(markdown_table(results.load(file)), end="")
 
 
+@app.command("report")
+def make_report(
+    files: Annotated[list[Path], typer.Argument(help="Results files, and class_tree.json of a comparison.")],
+    output: Annotated[Path, typer.Option(help="The page, and the same as Markdown beside it.")] = Path("runs/report.html"),
+) -> None:
+    """Make one page of results files that opens offline: ranking, curves, cost, and an explorer of a trained class tree."""
+    with explained_errors():
+        try:
+            from .report import page
+        except ImportError as error:
+            raise ValueError(f'report needs {error.name}: pip install ".[benchmarks]"') from error
+        documents, trees = page.read(files)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page.html(documents, trees), encoding="utf-8")
+        output.with_suffix(".md").write_text(page.markdown(documents), encoding="utf-8")
+    console.print(f"Written: {output}, {output.with_suffix('.md')}", highlight=False)
+
+
 @contextmanager
 def explained_errors() -> Iterator[None]:
     """What the user can mend ends in a line, not in a traceback."""

@@ -11,6 +11,7 @@ from .data import Splits
 from .methods import Contender
 from .parallel import workers
 from .plots import plot_class_tree, plot_curves
+from .report.explorer import explorer_document, save_explorer
 from .results import Results
 from .tables import rich_table
 from .training import Outcome, Plan, train
@@ -57,6 +58,8 @@ def train_missing(
             picture = results.path.parent / "class_tree.png"
             if contender.method.name == "htl" and outcome.tree.is_fitted and not picture.exists():
                 plot_class_tree(outcome.tree, data, title, picture)
+                explored = explorer_document(outcome.tree, contender.margins_of(outcome.tree), data, title)
+                save_explorer(explored, picture.with_suffix(".json"))
             progress.advance(bar)
             progress.console.print(f"{title}: test MAP@R {outcome.accuracies['test']['map_at_r']:.1%}", highlight=False)
 

@@ -174,8 +174,8 @@ def proxy_anchor(task: Task, settings: Settings, tree: ClassTree) -> Learning:
     return Learning(loss, learning_rate=settings["proxy_lr"])
 
 
-def htl(task: Task, settings: Settings, tree: ClassTree) -> Learning:
-    miner = DynamicMarginMiner(
+def margins(settings: Settings, tree: ClassTree) -> DynamicMarginMiner:
+    return DynamicMarginMiner(
         tree,
         beta=settings["beta"],
         initial_margin=settings["initial_margin"],
@@ -183,6 +183,10 @@ def htl(task: Task, settings: Settings, tree: ClassTree) -> Learning:
         continuous=one_of("continuous", settings, "no", "yes") == "yes",
         distance=distance_of(settings),
     )
+
+
+def htl(task: Task, settings: Settings, tree: ClassTree) -> Learning:
+    miner = margins(settings, tree)
     return Learning(HierarchicalTripletLoss(miner, temperature=settings["temperature"] or None))
 
 
@@ -247,6 +251,10 @@ class Contender:
     def build(self, task: Task) -> Parts:
         """Loss, sampler and what else the method trains with."""
         return self.method.build(task, self.settings)
+
+    def margins_of(self, tree: ClassTree) -> DynamicMarginMiner:
+        """The margins that a method of HTL makes of a tree."""
+        return margins(self.settings, tree)
 
     @property
     def title(self) -> str:

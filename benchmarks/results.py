@@ -186,9 +186,9 @@ def current_commit() -> str | None:
 
 
 def summarize(document: dict[str, Any]) -> pd.DataFrame:
-    """A row per method and settings, best test MAP@R first: means over seeds, and the spread of MAP@R.
+    """A row per method and settings, best test MAP@R first: means over seeds.
 
-    Columns: title, seeds, iterations, validation, map_at_r, map_at_r_std (NaN for one seed), precision_at_1, r_precision,
+    Columns: title, seeds, iterations, validation, map_at_r, precision_at_1, r_precision,
     train_seconds, refresh_seconds; and R@K for each recall of the data set.
     """
     runs = pd.DataFrame(document["runs"])
@@ -202,7 +202,6 @@ def summarize(document: dict[str, Any]) -> pd.DataFrame:
     summary.insert(0, "seeds", test.size())
     summary.insert(1, "iterations", test["iterations"].first())  # the same for all runs of a file
     summary.insert(2, "validation", by_split["validation"]["map_at_r"].mean())
-    summary.insert(4, "map_at_r_std", test["map_at_r"].std())
     return summary.reset_index().sort_values("map_at_r", ascending=False, ignore_index=True)
 
 

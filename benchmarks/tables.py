@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 from rich.table import Table
 
 from . import study
+from .intervals import BASELINE, Interval, differences, interval, test_values
 from .results import summarize
 from .speed import report
 
-BEFORE, BEHIND = ("method", "MAP@R"), ("R-Prec.", "val.", "train", "refresh")
+BEHIND = ("R-Prec.", "val.", "train", "refresh")
 
 
 def columns(document: dict[str, Any]) -> tuple[str, ...]:
     """The heads of the table; with recalls these instead of P@1, which is the first of them."""
-    return *BEFORE, *(recalls_of(document) or ["P@1"]), *BEHIND
+    paired = [f"vs {BASELINE}"] if differences(document) else []
+    return "method", "MAP@R", *paired, *(recalls_of(document) or ["P@1"]), *BEHIND
 
 
 def recalls_of(document: dict[str, Any]) -> list[str]:
@@ -25,10 +26,12 @@ def recalls_of(document: dict[str, Any]) -> list[str]:
 
 def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the table, sorted by test MAP@R; accuracies in per cent, seconds per run."""
+    paired, values = differences(document), test_values(document)
     return [
         (
             row["title"],
-            percent(row["map_at_r"]) + ("" if pd.isna(row["map_at_r_std"]) else f" ± {100 * row['map_at_r_std']:.1f}"),
+            with_interval(interval(values[row["title"]].dropna())),
+            *([with_interval(paired[row["title"]], sign="+") if row["title"] in paired else "-"] if paired else []),
             *(percent(row[name]) for name in recalls_of(document) or ["precision_at_1"]),
             percent(row["r_precision"]),
             percent(row["validation"]),
@@ -39,6 +42,11 @@ def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def with_interval(found: Interval, sign: str = "") -> str:
+    """Per cent, with half the interval's width where there is one."""
+    return f"{100 * found.mean:{sign}.1f}" + ("" if found.count < 2 else f" ± {100 * found.half:.1f}")
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
@@ -46,11 +54,12 @@ def percent(share: float) -> str:
 def caption(document: dict[str, Any]) -> str:
     """What the numbers are of."""
     summary, data = summarize(document), document["metadata"]["data"]
-    seeds = f"mean ± standard deviation of {summary.seeds.max()} seeds" if summary.seeds.max() > 1 else "one seed"
+    seeds = f"mean of {summary.seeds.max()} seeds ± half its 95% interval" if summary.seeds.max() > 1 else "one seed"
+    paired = f"; vs {BASELINE}: difference, seed by seed" if differences(document) else ""
     batch = document["metadata"]["plan"]["batch_size"]
     training = f"{summary.iterations[0]} iterations of batch {batch}, {seeds}"
     classes = f"{data['name']}, {data['test_classes']} unseen classes"
-    return f"{classes}, {training}; per cent; val.: MAP@R of the validation classes"
+    return f"{classes}, {training}; per cent; val.: MAP@R of the validation classes{paired}"
 
 
 def rich_table(document: dict[str, Any]) -> Table:

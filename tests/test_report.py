@@ -1,0 +1,239 @@
+"""The report: its statistics, and the page in a real browser."""
+
+import copy
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from benchmarks import intervals, results, tables
+from benchmarks.methods import METHODS, parse_contender
+from benchmarks.report import explorer, page
+from pml_htl import ClassTree
+from tests.test_benchmarks import COMMITTED, glyphs, run_cli  # noqa: F401
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TITLES = ("triplet", "htl-sampling", "htl-constant", "htl-margin", "htl", "contrastive", "ntxent")
+MEANS = dict(zip(TITLES, (0.60, 0.66, 0.70, 0.67, 0.72, 0.72, 0.71), strict=True))
+
+
+@pytest.fixture(scope="module")
+def document():
+    """Five seeds that share their luck; contrastive is as good as htl, ntxent a little worse in every seed."""
+    rng = np.random.default_rng(0)
+    luck = dict(enumerate(rng.normal(size=5) * 0.01))
+    made = {"metadata": json.loads(COMMITTED[0].with_name("quick.json").read_text())["metadata"], "runs": [], "curves": []}
+    for title in TITLES:
+        for seed in range(5):
+            noise = 0.004 * rng.normal() if title in ("contrastive", "triplet") else 0.0005 * rng.normal()
+            value = MEANS[title] + luck[seed] + noise
+            shared = {"method": title, "seed": seed, "settings": METHODS[title].defaults}
+            run = {
+                "iterations": 300,
+                "precision_at_1": 0.9,
+                "r_precision": 0.7,
+                "train_seconds": 30.0,
+                "refresh_seconds": 3.0,
+            }
+            for split in ("validation", "test"):
+                made["runs"].append({**shared, **run, "split": split, "map_at_r": value})
+            curve = [value - 0.2, value - 0.05, value]
+            made["curves"].append(
+                {**shared, "iterations": [100, 200, 300], "map_at_r": curve, "seconds": [11.0, 22.0, 33.0]}
+            )
+    results.validate(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tree(glyphs):  # noqa: F811
+    embeddings = glyphs.train.images.flatten(1)[:, ::7] + 0.01
+    fitted = ClassTree().fit_embeddings(embeddings, glyphs.train.labels)
+    found = explorer.explorer_document(fitted, parse_contender("htl").margins_of(fitted), glyphs, "a <b>tree</b>")
+    found["names"][3] = "<script>alert(1)</script>"
+    return found
+
+
+def test_intervals_are_those_of_scipy():
+    values = np.random.default_rng(1).normal(size=7)
+    found = intervals.interval(values)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+    assert found.excludes_zero == (low > 0 or high < 0) and not intervals.interval([0.3]).excludes_zero
+    assert np.isnan(intervals.interval([0.3]).half)
+
+
+def test_differences_are_paired_by_seed(document):
+    found = intervals.differences(document)
+    values = {
+        title: [run["map_at_r"] for run in document["runs"] if (run["method"], run["split"]) == (title, "test")]
+        for title in TITLES
+    }
+    assert found.keys() == set(TITLES) - {"htl"}
+    for title, gain in found.items():
+        low, high = stats.ttest_rel(values[title], values["htl"]).confidence_interval(0.95)
+        assert (gain.mean - gain.half, gain.mean + gain.half) == pytest.approx((low, high))
+    # A run that is missing takes its pair with it.
+    fewer = copy.deepcopy(document)
+    fewer["runs"] = [run for run in fewer["runs"] if (run["method"], run["seed"]) != ("ntxent", 0)]
+    expected = stats.ttest_rel(values["ntxent"][1:], values["htl"][1:]).statistic
+    gain = intervals.differences(fewer)["ntxent"]
+    assert gain.count == 4 and np.sign(gain.mean) == np.sign(expected)
+    single = {**document, "runs": [run for run in document["runs"] if run["seed"] == 0]}
+    assert intervals.differences(single) == {} and "vs htl" not in tables.markdown_table(single)
+
+
+def test_the_words_say_what_the_intervals_say(document):
+    words = page.in_words(document)
+    (behind,) = (sentence for sentence in words if sentence.startswith("Behind htl"))
+    (level,) = (sentence for sentence in words if sentence.startswith("Not to be told from htl"))
+    assert "ntxent (-1." in behind and "triplet (" in behind and "contrastive" in level
+    assert not any(sentence.startswith("Ahead") for sentence in words)
+
+
+def test_two_by_two_and_times(document):
+    grid = page.two_by_two(document)
+    assert [name for name, *_ in grid] == [name for name, *_ in page.TWO_BY_TWO]
+    values = intervals.test_values(document)
+    assert grid[0][1] == tables.with_interval(intervals.interval(values["triplet"])) and grid[1][1] == "-"
+    assert grid[2][2] == tables.with_interval(intervals.interval(values["htl"]))
+    times = {title: (iterations, seconds) for title, iterations, seconds in page.times_to_reach(document)}
+    assert times["triplet"] == ("300", "33 s") and times["htl"] == ("200", "22 s")
+    slow = copy.deepcopy(document)
+    for curve in slow["curves"]:
+        if curve["method"] == "ntxent":
+            curve["map_at_r"] = [0.1, 0.1, 0.1]
+    assert dict((t, i) for t, i, _ in page.times_to_reach(slow))["ntxent"] == "not reached"
+
+
+def test_the_command(document, tree, tmp_path, capsys):
+    for name, content in (("tuned.json", document), ("class_tree.json", tree), ("broken.json", {"merges": []})):
+        (tmp_path / name).write_text(json.dumps(content))
+    files = [tmp_path / "tuned.json", tmp_path / "class_tree.json", *COMMITTED]
+    assert run_cli("report", *files, "--output", tmp_path / "out" / "report.html") == 0
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)  # nothing from elsewhere
+    assert "<script>alert" not in text and "&lt;b&gt;" not in tree["title"]
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert tables.markdown_table(document) in markdown and "| triplet | 300 | 33 s |" in markdown
+    assert run_cli("report", tmp_path / "broken.json") == 2
+    (tmp_path / "broken.json").write_text("{")
+    assert run_cli("report", tmp_path / "broken.json") == 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert "lacks title" in out and "neither a results file nor a class tree" in out
+    again = page.html(*page.read(files))
+    assert again == text  # the same files give the same page
+
+
+def test_what_the_explorer_is_told(tree, glyphs):  # noqa: F811
+    embeddings = glyphs.train.images.flatten(1)[:, ::7] + 0.01
+    fitted = ClassTree().fit_embeddings(embeddings, glyphs.train.labels)
+    miner = parse_contender("htl").margins_of(fitted)
+    place = 17
+    near, distances, levels, margins = tree["nearest"][place]
+    assert torch.equal(torch.tensor(near).long(), fitted.nearest_classes[place, :8])
+    for other, distance, level, margin in zip(near, distances, levels, margins, strict=True):
+        pair = fitted.labels[place], fitted.labels[int(other)]
+        assert distance == pytest.approx(float(fitted.cophenetic_distances(*pair)), abs=1e-4)
+        assert level == fitted.merge_levels(*pair) and margin == pytest.approx(float(miner.margins(*pair)), abs=1e-4)
+    assert len(json.dumps(tree)) < 600_000
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        message = "there is no Chromium: apt-get install chromium"
+        if os.environ.get("PML_HTL_REQUIRE_BROWSER"):
+            pytest.fail(message)
+        pytest.skip(message)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def opened(browser, document, tree, tmp_path):
+    """The page at 1,200 pixels; afterwards it must have said and asked for nothing."""
+    path = tmp_path / "report.html"
+    path.write_text(page.html([("tuned", document)], [tree]), encoding="utf-8")
+    shown, complaints, requests = browser.new_page(viewport={"width": 1200, "height": 900}), [], []
+    shown.on("console", lambda message: complaints.append(message.text))
+    shown.on("pageerror", lambda error: complaints.append(str(error)))
+    shown.on("request", lambda request: requests.append(request.url))
+    shown.goto(path.as_uri())
+    yield shown
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:"))] == []
+    shown.close()
+
+
+def test_ranking_and_charts_in_a_browser(opened, document):
+    titles = opened.locator("#tuned table.sortable").first.locator("tbody tr td:first-child").all_text_contents()
+    assert titles == list(results.summarize(document).title)
+    assert opened.locator("#tuned figure svg").count() == 4
+    for box in (figure.bounding_box() for figure in opened.locator("#tuned figure svg").all()):
+        assert box["width"] > 400 and box["height"] > 150
+    opened.locator("#tuned th button", has_text="method").first.click()
+    sorted_titles = opened.locator("#tuned table.sortable").first.locator("tbody tr td:first-child").all_text_contents()
+    assert sorted_titles == sorted(titles)
+    opened.locator("#tuned summary").click()
+    assert document["metadata"]["commit"] in opened.locator("#tuned dl").inner_text()
+
+
+def test_the_explorer_in_a_browser(opened, tree):
+    card, canvas = opened.locator(".explorer .card"), opened.locator(".explorer canvas")
+    name = tree["names"][40]
+    opened.fill(".explorer input", name)
+    assert card.locator("h3").inner_text().strip() == name
+    near = [tree["names"][int(other)] for other in tree["nearest"][40][0]]
+    assert [text.strip() for text in card.locator("tbody tr td:first-child").all_text_contents()] == near
+    row = card.locator("tbody tr").first.locator("td").all_text_contents()
+    assert row[1:] == [
+        f"{tree['nearest'][40][1][0]:.3f}",
+        str(int(tree["nearest"][40][2][0])),
+        f"{tree['nearest'][40][3][0]:.3f}",
+    ]
+    shown = float(canvas.get_attribute("data-shown"))
+    assert shown < len(tree["names"])  # the search has brought it near
+    opened.locator(".explorer [data-zoom='0.5']").click()
+    assert float(canvas.get_attribute("data-shown")) == pytest.approx(2 * shown)
+    canvas.hover()
+    opened.mouse.wheel(0, -100)
+    assert float(canvas.get_attribute("data-shown")) == pytest.approx(2 * shown * 0.8)
+    first = float(canvas.get_attribute("data-first"))
+    canvas.press("ArrowDown")
+    assert float(canvas.get_attribute("data-first")) > first
+    card.locator("tbody button").first.click()
+    assert card.locator("h3").inner_text().strip() == near[0]
+    opened.locator(".explorer [data-zoom='0']").click()
+    assert float(canvas.get_attribute("data-shown")) == len(tree["names"])
+    canvas.click(position={"x": 200, "y": 300})
+    assert card.locator("h3").inner_text().strip() != near[0]
+    drawn = canvas.evaluate(
+        "c => new Set(new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)).size"
+    )
+    assert drawn > 5  # colours
+    opened.fill(".explorer input", "<script>")
+    assert card.locator("h3").inner_text().strip() == "<script>alert(1)</script>"
+
+
+def test_on_a_narrow_screen(opened):
+    opened.set_viewport_size({"width": 400, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") == 400
+    opened.emulate_media(color_scheme="dark")
+    background = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert background == "rgb(20, 23, 27)"
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("benchmarks/results/class_tree.json")), ids=str)
+def test_the_committed_tree_is_valid(path):
+    explorer.validate(json.loads(path.read_text()))
