@@ -106,7 +106,8 @@ def _batch(case: Case, device: str) -> tuple[torch.Tensor, torch.Tensor]:
 def _losses(case: Case, device: str) -> list[Contender]:
     embeddings, labels = _batch(case, device)
     tree = ClassTree().fit_embeddings(embeddings, labels)
-    ours = HierarchicalTripletLoss(DynamicMarginMiner(tree))
+    miner = DynamicMarginMiner(tree)
+    ours, smooth = HierarchicalTripletLoss(miner), HierarchicalTripletLoss(miner, temperature=0.05)
     pmls = TripletMarginLoss(MARGIN, distance=LpDistance(power=2))
 
     def train(loss: Callable[..., torch.Tensor]) -> None:
@@ -126,6 +127,7 @@ def _losses(case: Case, device: str) -> list[Contender]:
 
     found = [
         Contender("HierarchicalTripletLoss", "ours", lambda: train(ours)),
+        Contender("HierarchicalTripletLoss, temperature", "alone", lambda: train(smooth)),
         Contender("autograd's Gram matrix", "floor", lambda: train(gram)),
         Contender("symmetric Gram matrix", "floor", lambda: train(symmetric_gram)),
     ]
