@@ -13,13 +13,14 @@ import torch
 
 from benchmarks import __main__ as cli
 from benchmarks import compare as comparing
-from benchmarks import data, results, tables
+from benchmarks import data, intervals, results, study, tables
 from benchmarks.data.splits import LabelledImages, Splits
 from benchmarks.methods import METHODS, Task, parse_contender
 from benchmarks.networks import Augment
 from benchmarks.training import Plan, train
 
-COMMITTED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").glob("*.json"))
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+COMMITTED = sorted(path for path in RESULTS.glob("*.json") if path.name != "class_tree.json")  # that is for the report
 TINY = ["--data", "tiny", "--iterations", "4", "--epoch-iterations", "2", "--batch-size", "32", "--embedding-size", "16"]
 
 
@@ -254,7 +255,7 @@ def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
         (["--device", "nonsense"], "there is no device 'nonsense' here"),
         (["--precision", "fp8"], "precision must be fp32 or bf16"),
         (["--tuned", "--study", "/nowhere.json"], "there is no /nowhere.json; `python -m benchmarks tune` makes one"),
-        (["--tuned", "--study", str(COMMITTED[0].with_name("quick.json"))], "this is not the outcome of a tuning"),
+        (["--tuned", "--study", RESULTS / "tuned.json"], "this is not the outcome of a tuning"),
         (["--output", "/dev/null"], "/dev/null"),
         (["--seeds", "one"], "Invalid value for '--seeds'"),
         (["--seeds"], "requires an argument"),
@@ -279,24 +280,29 @@ def test_committed_results_are_valid(path):
     assert tables.markdown_table(document)
 
 
-def test_the_quick_results_are_of_all_methods():
-    document = results.load(COMMITTED[0].with_name("quick.json"))
-    assert set(results.summarize(document).title) == set(cli.QUICK_METHODS)
+def test_the_tuned_results_are_fair():
+    """Every method has as many trials, begins with its defaults, and its best settings are trained with the same seeds."""
+    tuning, tuned = results.load(RESULTS / "study.json"), results.load(RESULTS / "tuned.json")
+    assert len(tuning["studies"]) >= 10 and {len(trials) for trials in tuning["studies"].values()} == {8}
+    assert tuning["metadata"]["folds"] >= 2 and tuning["metadata"]["plan"]["iterations"] >= 150
+    seeds = {}
+    for run in tuned["runs"]:
+        assert run["settings"] == study.winners(tuning)[run["method"]] and run["label"] == run["method"]
+        seeds.setdefault(run["method"], set()).add(run["seed"])
+    assert seeds == {name: {0, 1, 2, 3, 4} for name in tuning["studies"]}
 
 
-def test_htl_is_ahead_of_the_tuned_triplet_loss():
-    document = results.load(COMMITTED[0].with_name("htl_vs_triplet.json"))
-    summary = results.summarize(document).set_index("title")
-    assert (summary.seeds == 3).all() and (summary.iterations == 300).all()
-    triplets = summary[summary.index.str.fullmatch("triplet(:margin=.*)?")]
-    margins = {run["settings"]["margin"] for run in document["runs"] if run["method"] == "triplet"}
-    assert margins == {0.05, 0.1, 0.2, 0.4}
-    chosen = triplets.validation.idxmax()
-    assert summary.map_at_r["htl"] - triplets.map_at_r[chosen] >= 0.02
+def test_what_the_readme_says_of_the_tuned_results():
+    """Of differences seed by seed, with their 95% intervals."""
+    gains = intervals.differences(results.load(RESULTS / "tuned.json"))
+    others = [title for title in gains if not title.startswith("htl") and not title.endswith("-sampling")]
+    assert len(others) == 6
+    for title in [*others, "htl-paper", "htl-sampling"]:
+        assert gains[title].mean < -0.02 and gains[title].excludes_zero
 
 
 def test_broken_results_are_named():
-    document = results.load(COMMITTED[0])
+    document = results.load(RESULTS / "tuned.json")
     for change, message in [
         (lambda d: d.pop("runs"), "has metadata, runs and curves"),
         (lambda d: d["metadata"].pop("commit"), "lack commit"),
