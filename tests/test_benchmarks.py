@@ -171,7 +171,9 @@ def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
     assert {run["method"] for run in document["runs"]} == set(METHODS)
     assert len(document["runs"]) == len(METHODS) * 2 * 2  # seeds, splits
     for run in document["runs"]:
-        assert run["train_seconds"] > 0 and (run["refresh_seconds"] > 0) == has_tree(run["method"])
+        assert run["train_seconds"] > 0
+        if run["method"] != "htl-streaming":  # four batches have not had all classes
+            assert (run["refresh_seconds"] > 0) == has_tree(run["method"])
     for curve in document["curves"]:
         assert curve["iterations"] == [2, 4] and 0 < curve["seconds"][0] < curve["seconds"][1]
     for name in ("accuracy.png", "class_tree.png"):
@@ -245,7 +247,8 @@ def test_the_quick_preset_is_the_default(monkeypatch):
 def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
     for arguments, message in [
         (["--methods", "nonsense"], "there is no method 'nonsense'"),
-        (["--data", "cub"], "there is no data set 'cub'"),
+        (["--data", "nonsense"], "there is no data set 'nonsense'; there are: glyphs,"),
+        (["--data", "cub"], "there is no data/cub/CUB_200_2011/images.txt. Get CUB_200_2011.tgz"),
         (["--iterations", "7"], "multiple of the 2"),
         (["--batch-size", "24"], "multiple of 16"),
         (["--batch-size", "4096", "--methods", "triplet"], "at most 4 of each of the 20 classes"),
