@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from . import study
@@ -65,13 +66,16 @@ def caption(document: dict[str, Any]) -> str:
 def rich_table(document: dict[str, Any]) -> Table:
     """For the terminal; the best is in bold."""
     heads, cells_of_rows, title = contents(document)
-    table = Table(title=title, title_justify="left", title_style="italic", header_style="bold")
+    style = {"title_justify": "left", "title_style": "italic", "header_style": "bold"}
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **style)  # as narrow as can be, for 80 columns
     for number, head in enumerate(heads):
         # Where it gets narrow, long titles break and numbers do not.
         number_like = is_number(number, heads)
-        table.add_column(head, justify="right" if number_like else "left", no_wrap=number_like, overflow="fold")
+        width = None if number else 20
+        justify = "right" if number_like else "left"
+        table.add_column(head, justify=justify, no_wrap=number_like, overflow="fold", min_width=width)
     for number, cells in enumerate(cells_of_rows):
-        table.add_row(*cells, style="bold" if number == 0 else None)
+        table.add_row(*(cell.replace(" ± ", "±") for cell in cells), style="bold" if number == 0 else None)
     return table
 
 
