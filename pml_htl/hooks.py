@@ -17,7 +17,14 @@ from .labels import Labels, integer_at_least, label_tensor, name_some
 from .samplers import AnchorNeighborSampler
 from .statistics import ClassStatistics
 from .streaming import LossWatch
-from .trainers import compare_classes, compare_labels, embed_batches, labels_of_samples, part_of_embedding
+from .trainers import (
+    check_watched,
+    compare_classes,
+    compare_labels,
+    embed_batches,
+    labels_of_samples,
+    part_of_embedding,
+)
 from .tree import ClassTree
 
 MODES = ("full", "streaming")
@@ -39,8 +46,10 @@ class TreeRefresh:
     With `mode="streaming"` there is no such pass: the statistics are those of the training batches that `loss` is called
     with, with forgetting, since the network changes (see `forget`). A fit is then all that a refresh costs. These are
     embeddings under augmentation, with batch norm in training mode: spreads are a little larger than those of a full pass.
-    Until every class has been in a batch there is nothing to fit; the tree stays as it is, and a warning says so once. In
-    several processes each sees its own batches, and the trees differ; use a full pass there.
+    A sample that is drawn again counts again. Until every class has been in a batch there is nothing to fit: the tree stays
+    as it is, a warning says so once, and the refresh is made up for after the next epoch (with `every_n_iterations`, as soon
+    as the last class has been seen). Batches that are not finite are left out; sixteen in a row are an error. In several
+    processes each sees its own batches, and the trees differ; use a full pass there.
 
     Args:
         tree: the tree that sampler and loss share.
@@ -57,7 +66,8 @@ class TreeRefresh:
         seed: of that choice.
         mode: "full", a pass over `dataset`, or "streaming".
         loss: with "streaming", the loss whose batches count: any module that is called with (embeddings, labels, ...), such
-            as PML's losses. `HTL` gives its own. It is watched from now on by a torch forward pre-hook.
+            as PML's losses. `HTL` gives its own. It is watched from now on by a torch forward pre-hook, as long as this
+            refresh is there; calls in eval mode or without gradients do not count, nor do copies of the loss.
         forget: with "streaming", what older samples of a class weigh each time a batch has new ones of it, in (0, 1]: with
             0.5, the default, the last three such batches or so count.
         batch_size, num_workers: of the pass over `dataset`; `num_workers=None` takes the trainer's number.
@@ -72,7 +82,7 @@ class TreeRefresh:
     Raises:
         ValueError: while refreshing, whatever `ClassStatistics.update` and `ClassTree.fit` raise; labels of data set,
             trainer, sampler and tree that differ; losses of several slices with one tree; `samples_per_class` without
-            labels. At once: an unknown `mode`, "streaming" without a loss or labels or with `samples_per_class`, `forget`
+            labels; a watched `loss` that the trainer does not call, or calls under several names. At once: an unknown `mode`, "streaming" without a loss or labels or with `samples_per_class`, `forget`
             outside (0, 1].
         TypeError: `tree` is no ClassTree, `loss` is no module, or a hook cannot be called.
         ImportError: `tensorboard_writer` without matplotlib.
@@ -127,6 +137,7 @@ class TreeRefresh:
         self.seconds = 0.0
         self._iterations_seen = False
         self._has_warned = False
+        self._is_overdue = False
 
     def __call__(self, trainer: Any) -> Any:
         """After an epoch of a PML trainer: refreshes if it is time to, then calls `then` and returns its verdict."""
@@ -136,7 +147,8 @@ class TreeRefresh:
                 "give the trainer end_of_iteration_hook=refresh.end_of_iteration_hook as well"
             )
         epochs_after_warmup = trainer.epoch - self.warmup_epochs
-        if self.every_n_iterations is None and epochs_after_warmup >= 0 and epochs_after_warmup % self.every_n_epochs == 0:
+        is_time = epochs_after_warmup >= 0 and epochs_after_warmup % self.every_n_epochs == 0
+        if self.every_n_iterations is None and (is_time or self._is_overdue):
             self._refresh_in(trainer)
         return None if self.then is None else self.then(trainer)
 
@@ -146,14 +158,20 @@ class TreeRefresh:
         if self.every_n_iterations is not None:
             iterations_done = trainer.get_global_iteration() + 1  # PML counts from 0
             after_warmup = iterations_done - self.warmup_epochs * trainer.iterations_per_epoch
-            if after_warmup >= 0 and after_warmup % self.every_n_iterations == 0:
+            is_time = after_warmup >= 0 and after_warmup % self.every_n_iterations == 0
+            if is_time or self._is_overdue:
                 self._refresh_in(trainer)
         if self.then_each_iteration is not None:
             self.then_each_iteration(trainer)
 
     def before_training(self, trainer: Any) -> None:
-        """Before `trainer.train()`: refreshes if `warmup_epochs` is 0, for a network that is already trained."""
-        if self.warmup_epochs == 0 and self.watch is None:  # nothing has been seen yet
+        """Before `trainer.train()`: refreshes if `warmup_epochs` is 0, for a network that is already trained.
+
+        With `mode="streaming"` there is nothing to fit yet; it only checks that the trainer has the watched loss.
+        """
+        if self.watch is not None:  # nothing has been seen yet
+            check_watched(trainer, self.watch.loss)
+        elif self.warmup_epochs == 0:
             self._refresh_in(trainer)
 
     def refresh(
@@ -175,7 +193,8 @@ class TreeRefresh:
             collate_fn: of the loader.
         """
         if self.watch is not None:
-            if self._fit_watched(lambda statistics: None, "cpu" if device is None else device):
+            if self._has_seen_all_classes():
+                self._fit_watched(lambda statistics: None, "cpu" if device is None else device)
                 self._draw(step=self.num_refreshes - 1)
             return
         if model is None:
@@ -194,6 +213,11 @@ class TreeRefresh:
 
     def _refresh_in(self, trainer: Any) -> None:
         is_first = self.num_refreshes == 0
+        if self.watch is not None:
+            if is_first:
+                check_watched(trainer, self.watch.loss)
+            if not self._has_seen_all_classes():
+                return
         samples = labels_of_samples(trainer) if is_first else None
 
         def check(statistics: ClassStatistics) -> None:
@@ -202,8 +226,7 @@ class TreeRefresh:
         sampler = trainer.sampler
         step = trainer.get_global_iteration() + 1 if hasattr(trainer, "iteration") else 0
         if self.watch is not None:
-            if not self._fit_watched(check, trainer.data_device):
-                return
+            self._fit_watched(check, trainer.data_device)
         else:
             labels = sampler.labels if isinstance(sampler, AnchorNeighborSampler) else None
             num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
@@ -227,21 +250,24 @@ class TreeRefresh:
         check(statistics)
         self._fit_to(statistics, device, start)
 
-    def _fit_watched(self, check: Callable[[ClassStatistics], None], device: torch.device | str) -> bool:
-        """Fits the tree to the batches watched, if every class was in one."""
-        start = time.perf_counter()
+    def _has_seen_all_classes(self) -> bool:
+        """Whether the batches watched have had every class; if not, the refresh is overdue."""
         missing = self.watch.missing()
-        if len(missing) == 0:
-            check(self.watch.statistics)
-            self._fit_to(self.watch.statistics, device, start)
-        elif not self._has_warned:
+        self._is_overdue = len(missing) > 0
+        if self._is_overdue and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"the tree stays as it is: {len(missing)} of {len(self.watch.labels)} classes have not been in a batch yet, "
                 f"{name_some(missing)}; more warmup_epochs, or longer epochs, give each its turn",
                 stacklevel=4,
             )
-        return len(missing) == 0
+        return not self._is_overdue
+
+    def _fit_watched(self, check: Callable[[ClassStatistics], None], device: torch.device | str) -> None:
+        start = time.perf_counter()
+        statistics = self.watch.up_to_date()
+        check(statistics)
+        self._fit_to(statistics, device, start)
 
     def _fit_to(self, statistics: ClassStatistics, device: torch.device | str, start: float) -> None:
         self.tree.fit(statistics, device=device)

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 
-from .labels import label_tensor
+from .labels import label_tensor, positions
 from .statistics import ClassStatistics
 
 BUFFERED_BATCHES = 16
+MAX_BROKEN_BATCHES = 16
 
 
 class LossWatch:
-    """Keeps class statistics of the embeddings that a loss is called with; a torch forward pre-hook.
+    """Keeps class statistics of the embeddings that a loss is called with, by a torch forward pre-hook.
 
-    Only calls that train count: those with embeddings that require a gradient. Reference embeddings (of a memory) do not.
-    The statistics follow a few batches behind (`up_to_date` catches up), so that a GPU is not waited for in each step.
+    Only calls that train count: of a loss in training mode, with gradients enabled and embeddings that require one.
+    Reference embeddings (of a memory) do not count. Neither does a batch with values that are not finite, which mixed
+    precision meets now and then; sixteen of them in a row are an error. The statistics follow a few batches behind
+    (`up_to_date` catches up), so that a GPU is not waited for in each step.
+
+    A loss that is copied or pickled alone is not watched, and takes no statistics along. A watch that is copied or pickled
+    brings its loss, and goes on watching that. When a watch is gone, nothing is done for it any more.
 
     Args:
-        loss: a module that is called with `(embeddings, labels, ...)`, (B, D) and (B,), both by position.
+        loss: a module that is called with `(embeddings, labels, ...)`, (B, D) and (B,).
         labels: of the training set, as the loss sees them.
         forget: of `ClassStatistics`.
+
+    Raises:
+        ValueError: `forget` is not in (0, 1]. When the loss is called: a label that is not among `labels` (at once if it is
+            on the host, a few batches later if not), no labels, or whatever `up_to_date` raises.
     """
 
     def __init__(self, loss: torch.nn.Module, labels: torch.Tensor, forget: float) -> None:
+        self.loss = loss
         self.labels = label_tensor(labels, "cpu").unique()
         self.forget = ClassStatistics(self.labels, 1, forget=forget).forget  # checked now, not in the first batch
         self.statistics: ClassStatistics | None = None  # until a batch tells the size of an embedding
         self._buffer: list[tuple[torch.Tensor, torch.Tensor]] = []
-        # Not `with_kwargs=True`: torch notes that in a dict of the loss, and record-keeper records such dicts, and fails.
-        loss.register_forward_pre_hook(self)
+        self._num_broken = 0  # batches in a row that were not finite
+        self._attach()
 
-    def __call__(self, loss: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        """Before a call of the loss; changes nothing in it."""
-        if len(args) < 2 or not isinstance(args[1], torch.Tensor):
-            raise ValueError(
-                f"{type(loss).__name__} is watched for a streaming refresh, which sees positional arguments: call it as "
-                "loss(embeddings, labels, ...), as PML's trainers do"
-            )
-        embeddings, labels = args[:2]
-        if not embeddings.requires_grad:
+    def note(self, embeddings: torch.Tensor, labels: torch.Tensor | None) -> None:
+        """Takes note of a batch with which the loss is called: (B, D) and (B,)."""
+        if not (self.loss.training and torch.is_grad_enabled() and embeddings.requires_grad):
             return
+        if labels is None:
+            raise ValueError('mode="streaming" needs the labels of every batch: call the loss with embeddings and labels')
+        if labels.device.type == "cpu":  # a wrong one is named in its own batch
+            positions(label_tensor(labels), self.labels, "the refresh")
         self._buffer.append((embeddings.detach().clone(), labels.detach().clone()))
         if len(self._buffer) >= BUFFERED_BATCHES:
             self.up_to_date()
@@ -50,16 +60,60 @@ class LossWatch:
         """The statistics of all batches so far; None if there were none.
 
         Raises:
-            ValueError: whatever `ClassStatistics.update` finds wrong with a batch, such as an unknown label.
+            ValueError: an unknown label, or sixteen batches in a row that were NaN or infinite.
         """
         batches, self._buffer = self._buffer, []
         for embeddings, labels in batches:
+            if not torch.isfinite(embeddings).all():
+                self._num_broken += 1
+                continue
             if self.statistics is None:
                 self.statistics = ClassStatistics(self.labels, embeddings.shape[1], forget=self.forget)
             self.statistics.update(embeddings, labels)
+            self._num_broken = 0
+        if self._num_broken >= MAX_BROKEN_BATCHES:
+            raise ValueError(
+                f"the last {self._num_broken} batches had embeddings that are NaN or infinite; has the training diverged?"
+            )
         return self.statistics
 
     def missing(self) -> torch.Tensor:
         """The labels of which there has been no sample, (M,) int64."""
         statistics = self.up_to_date()
         return self.labels if statistics is None else statistics.labels[statistics.counts == 0]
+
+    def _attach(self) -> None:
+        hook = _Hook(self)
+        handle = self.loss.register_forward_pre_hook(hook, with_kwargs=True)
+        # PML's record-keeper writes down the numbers in all dictionaries of a loss, and fails over torch's {id: True} here.
+        # Torch asks only whether the id is there.
+        self.loss._forward_pre_hooks_with_kwargs[handle.id] = hook
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._attach()
+
+
+class _Hook:
+    """Hands each call of a loss to a watch, as long as there is one; changes nothing in the call."""
+
+    def __init__(self, watch: LossWatch) -> None:
+        self._watch = weakref.ref(watch)
+
+    def __call__(self, loss: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch = self._watch()
+        if watch is None:
+            return
+        embeddings = kwargs["embeddings"] if "embeddings" in kwargs else args[0]
+        labels = kwargs["labels"] if "labels" in kwargs else (args[1] if len(args) > 1 else None)
+        watch.note(embeddings, labels)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _NoHook, ()
+
+
+class _NoHook:
+    """What becomes of the hook in a copy of the loss."""
+
+    def __call__(self, loss: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        pass

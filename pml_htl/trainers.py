@@ -58,6 +58,21 @@ def part_of_embedding(trainer: Any, tree: ClassTree) -> slice:
     return slice(start, start + sizes[place])
 
 
+def check_watched(trainer: Any, loss: torch.nn.Module) -> None:
+    """Raises a `ValueError` unless the trainer calls `loss` under one name, by itself or inside a wrapper."""
+    names = [name for name, part in trainer.loss_funcs.items() if any(module is loss for module in part.modules())]
+    if not names:
+        raise ValueError(
+            f"the {type(loss).__name__} that the refresh watches is not among the trainer's loss_funcs "
+            f"({', '.join(trainer.loss_funcs)}), so it would see nothing; give TreeRefresh the loss that the trainer calls"
+        )
+    if len(names) > 1:
+        raise ValueError(
+            f"{' and '.join(names)} are the loss that the refresh watches, and embeddings of all of them would count as the "
+            "data set's; give each a loss of its own (losses may share a miner), or use mode=\"full\""
+        )
+
+
 def labels_of_samples(trainer: Any) -> torch.Tensor | None:
     """The labels that the trainer gives its loss for a few samples spread over its data set; None if it can't be indexed.
 

@@ -212,7 +212,7 @@ def test_labels_of_another_data_set_are_named():
     dataset = make_dataset()
     htl = make_htl(dataset.tensors[1])
     hook = TreeRefresh(htl.tree, None, mode="streaming", loss=htl.loss, labels=dataset.tensors[1] + 1)
-    with pytest.raises(ValueError, match=r"labels -7, .* not among the 24 classes of these class statistics"):
+    with pytest.raises(ValueError, match=r"labels -7, .* not among the 24 classes of the refresh"):
         make_trainer(htl, dataset, hook).train(num_epochs=1)
     assert not htl.tree.is_fitted
 
