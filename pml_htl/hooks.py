@@ -82,8 +82,8 @@ class TreeRefresh:
     Raises:
         ValueError: while refreshing, whatever `ClassStatistics.update` and `ClassTree.fit` raise; labels of data set,
             trainer, sampler and tree that differ; losses of several slices with one tree; `samples_per_class` without
-            labels; a watched `loss` that the trainer does not call, or calls under several names. At once: an unknown `mode`, "streaming" without a loss or labels or with `samples_per_class`, `forget`
-            outside (0, 1].
+            labels; a watched `loss` that the trainer does not call, or calls under several names. At once: an unknown
+            `mode`, "streaming" without a loss or labels or with `samples_per_class`, `forget` outside (0, 1].
         TypeError: `tree` is no ClassTree, `loss` is no module, or a hook cannot be called.
         ImportError: `tensorboard_writer` without matplotlib.
     """
@@ -259,7 +259,7 @@ class TreeRefresh:
             warnings.warn(
                 f"the tree stays as it is: {len(missing)} of {len(self.watch.labels)} classes have not been in a batch yet, "
                 f"{name_some(missing)}; more warmup_epochs, or longer epochs, give each its turn",
-                stacklevel=4,
+                stacklevel=3,
             )
         return not self._is_overdue
 

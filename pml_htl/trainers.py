@@ -69,7 +69,7 @@ def check_watched(trainer: Any, loss: torch.nn.Module) -> None:
     if len(names) > 1:
         raise ValueError(
             f"{' and '.join(names)} are the loss that the refresh watches, and embeddings of all of them would count as the "
-            "data set's; give each a loss of its own (losses may share a miner), or use mode=\"full\""
+            'data set\'s; give each a loss of its own (losses may share a miner), or use mode="full"'
         )
 
 

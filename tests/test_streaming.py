@@ -1,9 +1,11 @@
 """A tree of the batches that the loss sees: its statistics against the definition, and the refresh without a pass."""
 
 import copy
+import gc
 import itertools
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -12,15 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.trainers import CascadedEmbeddings, DeepAdversarialMetricLearning
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import DataLoader, TensorDataset
 
-from pml_htl import HTL, ClassStatistics, ClassTree, TreeRefresh
+from pml_htl import HTL, ClassStatistics, ClassTree, HierarchicalTripletLoss, TreeRefresh
 from pml_htl.losses import CrossBatchMemory
-from pml_htl.streaming import BUFFERED_BATCHES, LossWatch
+from pml_htl.streaming import BUFFERED_BATCHES, MAX_BROKEN_BATCHES, LossWatch
 
 from . import oracle
-from .training import make_dataset, make_htl, make_trainer
+from .test_hooks import comes_from
+from .training import NUM_CLASSES, make_dataset, make_htl, make_models, make_trainer
 
 LABELS = torch.arange(12).repeat_interleave(6)
 
@@ -225,7 +230,7 @@ def test_a_watched_loss_can_be_copied_pickled_and_saved():
     for twin in (copy.deepcopy(htl.loss), pickle.loads(pickle.dumps(htl.loss))):
         assert torch.equal(twin(*batch()), value)
     assert set(htl.loss.state_dict()) == unwatched
-    assert (hook.watch.up_to_date().counts == 6).all()  # copies have a watch of their own
+    assert (hook.watch.up_to_date().counts == 6).all()  # copies are not watched
 
 
 def test_refusals():
@@ -245,3 +250,264 @@ def test_refusals():
     dataset = TensorDataset(torch.randn(len(LABELS), 3), LABELS)
     with pytest.raises(ValueError, match="refresh needs the model"):
         TreeRefresh(tree, dataset).refresh()
+
+
+# What a watch takes note of
+
+
+def test_a_loss_that_evaluates_does_not_count():
+    loss = losses.TripletMarginLoss()
+    watch = LossWatch(loss, LABELS, 0.5)
+    loss.eval()(*batch())
+    with torch.no_grad():
+        loss.train()(*batch())
+    assert watch.up_to_date() is None
+    loss(*batch())
+    assert (watch.up_to_date().counts == 6).all()
+
+
+def test_an_unknown_label_is_told_in_its_own_batch_and_no_batch_is_lost():
+    loss = losses.TripletMarginLoss()
+    watch = LossWatch(loss, LABELS, 0.5)
+    embeddings, labels = batch()
+    loss(embeddings, labels)
+    with pytest.raises(ValueError, match="label 12 not among the 12 classes of the refresh"):
+        loss(embeddings, labels + 1)
+    with pytest.raises(ValueError, match="needs the labels of every batch"):
+        loss(embeddings, indices_tuple=(torch.tensor([0]), torch.tensor([1]), torch.tensor([7])))
+    loss(embeddings, labels)
+    assert (watch.up_to_date().counts == 2 * 6).all()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_batches_that_are_not_finite_are_left_out_until_there_are_no_others(broken):
+    loss = losses.TripletMarginLoss()
+    watch = LossWatch(loss, LABELS, 0.5)
+    expected = ClassStatistics(LABELS, 8, forget=0.5)
+
+    def call(seed, is_broken):
+        embeddings, labels = batch(seed, requires_grad=False)
+        embeddings[3, 2] = broken if is_broken else embeddings[3, 2]
+        loss(embeddings.requires_grad_(), labels)
+        if not is_broken:
+            expected.update(embeddings, labels)
+
+    for seed in range(3 * MAX_BROKEN_BATCHES):
+        call(seed, is_broken=seed % MAX_BROKEN_BATCHES != 0)
+    found = watch.up_to_date()
+    assert torch.equal(found.means, expected.means) and torch.equal(found.counts, expected.counts)
+    with pytest.raises(ValueError, match=r"the last \d+ batches had embeddings that are NaN or infinite"):
+        for seed in range(2 * MAX_BROKEN_BATCHES):
+            call(seed, is_broken=True)
+    assert torch.equal(watch.statistics.means, expected.means)
+
+
+def test_the_random_state_and_the_gradient_are_not_touched():
+    gradients = []
+    for is_watched in (False, True):
+        loss = losses.TripletMarginLoss(triplets_per_anchor=2)
+        watch = LossWatch(loss, LABELS, 0.5) if is_watched else None
+        torch.manual_seed(5)
+        for seed in range(BUFFERED_BATCHES + 1):
+            embeddings, labels = batch(seed)
+            loss(embeddings, labels).backward()
+        gradients.append((embeddings.grad, torch.rand(3)))
+    assert watch.statistics is not None and all(map(torch.equal, *gradients))
+
+
+class SquaredSum(torch.nn.Module):
+    def forward(self, embeddings, labels):
+        return (embeddings.square().sum(dim=1) * labels).sum()
+
+
+def test_a_compiled_loss_is_watched():
+    loss = SquaredSum()
+    watch = LossWatch(loss, LABELS, 0.5)
+    step = torch.compile(lambda embeddings, labels: loss(2 * embeddings, labels), backend="aot_eager")
+    expected = ClassStatistics(LABELS, 8, forget=0.5)
+    for seed in range(3):
+        step(*batch(seed)).backward()
+        expected.update(*batch(seed))
+    torch.testing.assert_close(watch.up_to_date().means, expected.means)
+
+
+# Copies, and the end of a watch
+
+
+def test_copies_of_a_loss_take_no_statistics_along():
+    labels = torch.arange(2000)
+    loss = losses.TripletMarginLoss()
+    watch = LossWatch(loss, labels, 0.5)
+    loss(torch.randn(8, 64, requires_grad=True), labels[:4].repeat(2))
+    watch.up_to_date()
+    assert len(pickle.dumps(loss)) < 10_000 < len(pickle.dumps(watch.statistics))
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        twin(torch.randn(8, 64, requires_grad=True), labels[:4].repeat(2))
+    assert watch.up_to_date().counts.sum() == 8
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))], ids=["copy", "pickle"])
+def test_a_copied_refresh_goes_on_with_its_own_loss(twin_of):
+    """As in a checkpoint of everything: the statistics so far come along."""
+    htl = HTL(LABELS, num_anchors=2, neighborhood_size=2, samples_per_class=3)
+    hook = htl.refresh_hook(None, mode="streaming")
+    htl.loss(*batch(0))
+    twin, twin_hook = twin_of((htl, hook))
+    twin.loss(*batch(1))
+    expected = ClassStatistics(LABELS, 8, forget=0.5).update(*batch(0))
+    assert torch.equal(hook.watch.up_to_date().means, expected.means)
+    assert torch.equal(twin_hook.watch.up_to_date().means, expected.update(*batch(1)).means)
+    twin_hook.refresh()
+    assert twin.tree.is_fitted and not htl.tree.is_fitted
+
+
+def test_a_refresh_that_is_gone_leaves_nothing_to_do():
+    htl = HTL(LABELS, num_anchors=2, neighborhood_size=2, samples_per_class=3)
+    hook = htl.refresh_hook(None, mode="streaming")
+    gone = weakref.ref(hook.watch)
+    del hook
+    gc.collect()
+    assert gone() is None
+    other = htl.refresh_hook(None, mode="streaming")
+    htl.loss(*batch())
+    assert (other.watch.up_to_date().counts == 6).all()
+
+
+# In trainers
+
+
+def train_with_records(dataset, folder, mode):
+    """HTL with PML's hook container, record-keeper and tester."""
+    htl = make_htl(dataset.tensors[1], collect_stats=True)
+    record_keeper, _, _ = get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
+    container = get_hook_container(record_keeper, log_freq=2)
+    tester = GlobalEmbeddingSpaceTester(
+        end_of_testing_hook=container.end_of_testing_hook,
+        accuracy_calculator=AccuracyCalculator(include=("mean_average_precision_at_r",), k="max_bin_count"),
+        dataloader_num_workers=0,
+        data_device=torch.device("cpu"),
+    )
+    save_and_test = container.end_of_epoch_hook(tester, {"val": dataset}, str(folder / "models"))
+    hook = htl.refresh_hook(dataset, mode=mode, then=save_and_test)
+    options = {"end_of_iteration_hook": container.end_of_iteration_hook, "iterations_per_epoch": 10}
+    make_trainer(htl, dataset, hook, **options).train(num_epochs=3)
+    return htl, container
+
+
+def test_the_hook_container_records_and_saves_as_with_a_full_pass(tmp_path):
+    """Its record-keeper looks into all dictionaries of a loss, also torch's own of hooks."""
+    dataset = make_dataset()
+    headers = {}
+    for mode in ("full", "streaming"):
+        htl, container = train_with_records(dataset, tmp_path / mode, mode)
+        files = (tmp_path / mode / "records").glob("*.csv")
+        headers[mode] = {path.name: path.read_text().split("\n")[0] for path in files}
+    assert headers["full"] == headers["streaming"] and len(headers["full"]) > 5
+    fresh = make_htl(dataset.tensors[1])
+    other = make_trainer(fresh, dataset)
+    container.load_latest_saved_models(other, str(tmp_path / "streaming" / "models"), torch.device("cpu"))
+    saved, loaded = (x.loss.state_dict() for x in (htl, fresh))
+    assert saved.keys() == loaded.keys() and all(torch.equal(saved[name], loaded[name]) for name in saved)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_after_a_refresh_the_next_batch_is_of_the_new_tree(workers):
+    dataset = make_dataset()
+    htl = make_htl(dataset.tensors[1])
+    hook = htl.refresh_hook(None, mode="streaming", warmup_epochs=0, every_n_iterations=4)
+    options = {"end_of_iteration_hook": hook.end_of_iteration_hook, "dataloader_num_workers": workers}
+    trainer = make_trainer(htl, dataset, hook, iterations_per_epoch=12, **options)
+    get_batch, of_the_tree = trainer.get_batch, []
+
+    def checked():
+        data, labels = get_batch()
+        if htl.tree.is_fitted:
+            of_the_tree.append(comes_from(htl.tree, labels.reshape(3, 3, 2)[:, :, 0]))
+        return data, labels
+
+    trainer.get_batch = checked
+    trainer.train(num_epochs=2)
+    assert hook.num_refreshes >= 3 and len(of_the_tree) >= 12 and all(of_the_tree)
+
+
+@pytest.mark.parametrize("how", ["epochs", "iterations"])
+def test_a_refresh_that_waits_for_classes_is_made_up_for(how):
+    """Not with the next one that is due, which may be far away."""
+    dataset = make_dataset()
+    htl = make_htl(dataset.tensors[1])
+    options = {"every_n_epochs": 50} if how == "epochs" else {"every_n_iterations": 100}
+    fitted = []
+
+    def note(trainer):
+        fitted.append(htl.tree.is_fitted)
+
+    hook = htl.refresh_hook(None, mode="streaming", then_each_iteration=note, **options)
+    trainer = make_trainer(htl, dataset, hook, end_of_iteration_hook=hook.end_of_iteration_hook, iterations_per_epoch=1)
+    with pytest.warns(UserWarning, match=r"15 of 24 classes have not been in a batch yet, .* \(15 in all\)") as caught:
+        trainer.train(num_epochs=30)
+    assert len([warning for warning in caught if "in a batch yet" in str(warning.message)]) == 1
+    seen, needed = set(), 0
+    sampler = make_htl(dataset.tensors[1]).sampler
+    while len(seen) < NUM_CLASSES:  # 8 batches an iteration of the sampler, as in the trainer
+        for indices in sampler:
+            seen |= set(dataset.tensors[1][indices].tolist())
+            needed += 1
+            if len(seen) == NUM_CLASSES:
+                break
+    assert hook.num_refreshes == 1 and 1 < needed < 30
+    # After the last class is in a batch, its epoch (of one iteration) ends, and then comes the iteration that sees the tree.
+    assert fitted.index(True) == (needed if how == "epochs" else needed - 1)
+
+
+def test_labels_that_the_trainer_maps():
+    dataset = make_dataset()
+    mapped = (dataset.tensors[1] + 7) // 3
+    htl = make_htl(mapped)
+    mapping = {"set_min_label_to_zero": True, "dataset_labels": dataset.tensors[1].tolist()}
+    hook = htl.refresh_hook(None, mode="streaming")
+    make_trainer(htl, dataset, hook, iterations_per_epoch=10, **mapping).train(num_epochs=2)
+    assert htl.tree.labels.tolist() == list(range(NUM_CLASSES))
+
+
+def test_a_loss_that_the_trainer_does_not_call_is_refused():
+    dataset = make_dataset()
+    htl = make_htl(dataset.tensors[1])
+    hook = htl.refresh_hook(None, mode="streaming")
+    trainer = make_trainer(htl, dataset, hook, loss_funcs={"metric_loss": losses.TripletMarginLoss()})
+    with pytest.raises(ValueError, match=r"HierarchicalTripletLoss .* not among the trainer's loss_funcs \(metric_loss\)"):
+        hook.before_training(trainer)
+    with pytest.raises(ValueError, match="would see nothing"):
+        trainer.train(num_epochs=1)
+    wrapped = make_trainer(htl, dataset, hook, loss_funcs={"metric_loss": CrossBatchMemory(htl.loss, 8, 50)})
+    hook.before_training(wrapped)
+
+
+def adversarial(htl, dataset, hook, synth_loss):
+    parts = {"metric_loss": htl.loss, "synth_loss": synth_loss, "g_adv_loss": losses.TripletMarginLoss()}
+    return make_trainer(
+        htl, dataset, hook, DeepAdversarialMetricLearning, loss_funcs=parts, g_triplets_per_anchor=2,
+        models={**make_models(), "generator": torch.nn.Linear(48, 16)}, iterations_per_epoch=10,
+        loss_weights={name: 1 for name in [*parts, "g_hard_loss", "g_reg_loss"]},
+    )  # fmt: skip
+
+
+def test_synthetic_embeddings_do_not_count():
+    dataset = make_dataset()
+    htl = make_htl(dataset.tensors[1])
+    hook = htl.refresh_hook(None, mode="streaming")
+    with pytest.raises(ValueError, match=r"metric_loss and synth_loss .* give each a loss of its own"):
+        hook.before_training(adversarial(htl, dataset, hook, htl.loss))
+    hook = htl.refresh_hook(None, mode="streaming")
+    adversarial(htl, dataset, hook, HierarchicalTripletLoss(htl.miner)).train(num_epochs=2)
+    assert hook.watch.statistics.counts.sum() == 2 * 10 * htl.batch_size and htl.tree.is_fitted
+
+
+def test_each_slice_of_cascaded_embeddings_has_its_own_statistics():
+    dataset = make_dataset()
+    first, second = make_htl(dataset.tensors[1]), make_htl(dataset.tensors[1])
+    hook = first.refresh_hook(None, mode="streaming", then=second.refresh_hook(None, mode="streaming"))
+    parts = {"metric_loss_0": first.loss, "metric_loss_1": second.loss}
+    options = {"embedding_sizes": [5, 3], "iterations_per_epoch": 10}
+    make_trainer(first, dataset, hook, CascadedEmbeddings, loss_funcs=parts, **options).train(num_epochs=2)
+    assert [hook.watch.statistics.embedding_size, hook.then.watch.statistics.embedding_size] == [5, 3]
+    assert first.tree.is_fitted and second.tree.is_fitted
