@@ -45,7 +45,10 @@ class TreeRefresh:
 
     With `mode="streaming"` there is no such pass: the statistics are those of the training batches that `loss` is called
     with, with forgetting, since the network changes (see `forget`). A fit is then all that a refresh costs. These are
-    embeddings under augmentation, with batch norm in training mode: spreads are a little larger than those of a full pass.
+    embeddings under augmentation, with batch norm in training mode, by the network of several moments: spreads, and `d_0`,
+    are well above those of a full pass. In 250 iterations on glyphs (one run) `d_0` was twice as large for the former and
+    four times for both at `forget=0.5`, less with more forgetting. Distances between near classes grow as much, so that
+    their difference to the spreads, which margins are made of, was that of a full pass: 0.27 and 0.26.
     A sample that is drawn again counts again. Until every class has been in a batch there is nothing to fit: the tree stays
     as it is, a warning says so once, and the refresh is made up for after the next epoch (with `every_n_iterations`, as soon
     as the last class has been seen). Batches that are not finite are left out; sixteen in a row are an error. In several
