@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")  # before PML is imported; see parallel.quiet
 
@@ -40,7 +40,7 @@ from .speed.cases import PARTS
 from .speed.run import run as run_speed
 from .study import document_of as outcome_of_tuning
 from .study import winners as winners_of
-from .tables import markdown_table, rich_table
+from .tables import markdown_ablations, markdown_table, rich_ablation_table, rich_table
 from .training import Plan
 
 QUICK_METHODS = [
@@ -123,12 +123,14 @@ def compare(
         )  # fmt: skip
         winners = tuned_settings(study) if tuned else None
         contenders = [parse_contender(name, winners) for name in methods or winners or METHODS]
-        run(contenders, seeds or list(range(5 if tuned else 3)), plan, data, jobs, output)
+        document = run(contenders, seeds or list(range(5 if tuned else 3)), plan, data, jobs, output)
+    console.print(rich_table(document))
+    console.print(f"Results, plots and records are in {output}/: " + ", ".join(sorted(p.name for p in output.iterdir())))
 
 
 @app.command()
 def ablate(
-    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(ABLATIONS)}.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help=f"Some of: {', '.join(ABLATIONS)}.")],
     seeds: Seeds = None,
     tuned: Annotated[
         bool, typer.Option("--tuned", help="Settings, but for those in question, are those of --study.")
@@ -148,23 +150,27 @@ def ablate(
     jobs: Jobs = 1,
     output: Output = Path("runs/ablate"),
 ) -> None:
-    """Answer one question about HTL, with three seeds (0 1 2): what its halves carry, or what a setting is worth.
+    """Answer questions about HTL, with three seeds (0 1 2): what its halves carry, or what a setting is worth.
 
-    Results are in a folder NAME of --output, and where batch sizes are compared in one for each.
+    Questions share their trainings: all are in one results file in --output, and those of other batch sizes in a folder for
+    each.
     """
     with explained_errors():
-        if name not in ABLATIONS:
-            raise ValueError(f"there is no ablation {name!r}; there are: {', '.join(ABLATIONS)}")
+        unknown = [name for name in names if name not in ABLATIONS]
+        if unknown:
+            raise ValueError(f"there is no ablation {', '.join(unknown)}; there are: {', '.join(ABLATIONS)}")
         winners = tuned_settings(study) if tuned else None
-        contenders = [parse_contender(text, winners) for text in ABLATIONS[name].contenders]
-        console.print(f"[bold]{name}[/]: {ABLATIONS[name].question}")
-        for changes in ABLATIONS[name].plans:
-            plan = Plan(
-                iterations, epoch_iterations, 128, embedding_size, device, workers, precision,
-                network, weights, freeze_batch_norm, image_size if in_files(data) else None,
-            )  # fmt: skip
-            folder = "-".join([name, *map(str, changes.values())])
-            run(contenders, seeds or [0, 1, 2], replace(plan, **changes), data, jobs, output / folder)
+        for name in names:
+            contenders = [parse_contender(text, winners) for text in ABLATIONS[name].contenders]
+            console.print(f"[bold]{name}[/]: {ABLATIONS[name].question}")
+            for changes in ABLATIONS[name].plans:
+                plan = Plan(
+                    iterations, epoch_iterations, 128, embedding_size, device, workers, precision,
+                    network, weights, freeze_batch_norm, image_size if in_files(data) else None,
+                )  # fmt: skip
+                folder = output.joinpath(*(f"{setting}-{value}" for setting, value in changes.items()))
+                document = run(contenders, seeds or [0, 1, 2], replace(plan, **changes), data, jobs, folder)
+                console.print(rich_ablation_table(name, document))
 
 
 @app.command()
@@ -212,14 +218,15 @@ def tune(
     console.print(f"The study is in {output}/study.db, its outcome in {output}/study.json")
 
 
-def run(contenders: list[Contender], seeds: list[int], plan: Plan, data: str, jobs: int, output: Path) -> None:
-    """Trains and compares; what does not fit shows now, not after hours."""
+def run(contenders: list[Contender], seeds: list[int], plan: Plan, data: str, jobs: int, output: Path) -> dict[str, Any]:
+    """Trains, and returns the results file; what does not fit shows now, not after hours."""
     splits = loaded(data, plan)
     for contender in contenders:
         contender.build(plan.task(splits, seed=0))
     output.mkdir(parents=True, exist_ok=True)
     outcome = results.Results(output / "results.json", plan, splits.describe())
     run_comparison(contenders, seeds, plan, splits, outcome, jobs, console)
+    return outcome.document
 
 
 def in_files(data: str) -> bool:
@@ -272,10 +279,18 @@ def list_methods() -> None:
 
 
 @app.command()
-def table(file: Annotated[Path, typer.Argument(help="A results file.")]) -> None:
+def table(
+    files: Annotated[list[Path], typer.Argument(help="A results file, or several with --ablations.")],
+    ablations: Annotated[bool, typer.Option("--ablations", help="By question, of the files that `ablate` wrote.")] = False,
+) -> None:
     """Print a results file as a Markdown table."""
     with explained_errors():
-        print(markdown_table(results.load(file)), end="")
+        documents = [results.load(file) for file in files]
+        if ablations:
+            print(markdown_ablations(documents), end="")
+            return
+        for document in documents:
+            print(markdown_table(document), end="")
 
 
 @app.command("report")

@@ -5,14 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from .intervals import BASELINE
+
 
 @dataclass(frozen=True)
 class Ablation:
-    """Contenders, as on the command line, and the plans to train them with: the usual one with some changes."""
+    """Contenders, as on the command line, and the plans to train them with: the usual one with some changes.
+
+    A contender is compared with `htl` at its defaults, but for those that have another one in `compared_with`.
+    """
 
     question: str
     contenders: list[str]
     plans: list[dict[str, Any]] = field(default_factory=lambda: [{}])
+    compared_with: dict[str, str] = field(default_factory=dict)
+
+    def baseline_of(self, contender: str) -> str:
+        """The contender that it is compared with, as on the command line."""
+        return self.compared_with.get(contender, BASELINE)
 
 
 def varied(method: str, setting: str, *values: float | str) -> list[str]:
@@ -23,9 +33,9 @@ OTHERS = ["triplet", "triplet-semihard", "contrastive", "multi-similarity", "ntx
 SAMPLINGS = ("per-class", "neighbors")
 ABLATIONS: dict[str, Ablation] = {
     "two-by-two": Ablation(
-        "sampling and margin, each alone and together; constant margins at three values",
+        "sampling and margin, each alone and together; constant margins at four values",
         [
-            *(f"htl:sampling={s},tree_weight=0.0,beta={beta}" for s in SAMPLINGS for beta in (0.1, 0.2, 0.4)),
+            *(f"htl:sampling={s},tree_weight=0.0,beta={beta}" for s in SAMPLINGS for beta in (0.1, 0.2, 0.4, 0.8)),
             *(f"htl:sampling={s}" for s in SAMPLINGS),
         ],
     ),
@@ -39,6 +49,7 @@ ABLATIONS: dict[str, Ablation] = {
     "sampling": Ablation(
         "anchor-neighbour sampling for the other losses",
         [f"{method}:sampling={sampling}" for method in OTHERS for sampling in SAMPLINGS],
+        compared_with={f"{method}:sampling={SAMPLINGS[1]}": f"{method}:sampling={SAMPLINGS[0]}" for method in OTHERS},
     ),
     "margin": Ablation(
         "forms of the dynamic margin on the same batches",

@@ -13,7 +13,6 @@ from .parallel import workers
 from .plots import plot_class_tree, plot_curves
 from .report.explorer import explorer_document, save_explorer
 from .results import Results
-from .tables import rich_table
 from .training import Outcome, Plan, train
 
 
@@ -21,7 +20,6 @@ def compare(
     contenders: list[Contender], seeds: list[int], plan: Plan, data: Splits, results: Results, jobs: int, console: Console
 ) -> None:
     """Adds the runs that are missing to `results`; plots and records of all runs go to the folder that it is in."""
-    output = results.path.parent
     # Each once, also if it was named twice or under its default settings.
     wanted = list({(contender.title, seed): (contender, seed) for seed in seeds for contender in contenders}.values())
     missing = [(contender, seed) for contender, seed in wanted if not results.has(contender, seed)]
@@ -30,9 +28,7 @@ def compare(
 
     if missing:
         train_missing(missing, plan, data, results, jobs, console)
-    plot_curves(results.document, output / "accuracy.png")
-    console.print(rich_table(results.document))
-    console.print(f"Results, plots and records are in {output}/: " + ", ".join(sorted(p.name for p in output.iterdir())))
+    plot_curves(results.document, results.path.parent / "accuracy.png")
 
 
 def train_missing(

@@ -8,7 +8,9 @@ from rich import box
 from rich.table import Table
 
 from . import study
+from .ablations import ABLATIONS, Ablation
 from .intervals import BASELINE, Interval, differences, interval, test_values
+from .methods import parse_contender
 from .results import summarize
 from .speed import report
 
@@ -54,28 +56,42 @@ def percent(share: float) -> str:
 
 def caption(document: dict[str, Any]) -> str:
     """What the numbers are of."""
+    paired = f"; vs {BASELINE}: difference, seed by seed" if differences(document) else ""
+    return f"{caption_of_trainings(document)}; val.: MAP@R of the validation classes{paired}"
+
+
+def caption_of_trainings(document: dict[str, Any]) -> str:
     summary, data = summarize(document), document["metadata"]["data"]
     seeds = f"mean of {summary.seeds.max()} seeds ± half its 95% interval" if summary.seeds.max() > 1 else "one seed"
-    paired = f"; vs {BASELINE}: difference, seed by seed" if differences(document) else ""
     batch = document["metadata"]["plan"]["batch_size"]
     training = f"{summary.iterations[0]} iterations of batch {batch}, {seeds}"
     classes = f"{data['name']}, {data['test_classes']} unseen classes"
-    return f"{classes}, {training}; per cent; val.: MAP@R of the validation classes{paired}"
+    return f"{classes}, {training}; per cent"
 
 
 def rich_table(document: dict[str, Any]) -> Table:
     """For the terminal; the best is in bold."""
     heads, cells_of_rows, title = contents(document)
+    return narrow_table(heads, cells_of_rows, title, bold_first=True)
+
+
+def rich_ablation_table(name: str, document: dict[str, Any]) -> Table:
+    """One question, for the terminal."""
+    return narrow_table(ABLATION_HEADS, ablation_rows(ABLATIONS[name], document), caption_of_trainings(document))
+
+
+def narrow_table(heads: tuple[str, ...], rows: list[tuple[str, ...]], title: str, *, bold_first: bool = False) -> Table:
+    """As narrow as can be, for 80 columns."""
     style = {"title_justify": "left", "title_style": "italic", "header_style": "bold"}
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **style)  # as narrow as can be, for 80 columns
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **style)
     for number, head in enumerate(heads):
         # Where it gets narrow, long titles break and numbers do not.
         number_like = is_number(number, heads)
         width = None if number else 20
         justify = "right" if number_like else "left"
         table.add_column(head, justify=justify, no_wrap=number_like, overflow="fold", min_width=width)
-    for number, cells in enumerate(cells_of_rows):
-        table.add_row(*(cell.replace(" ± ", "±") for cell in cells), style="bold" if number == 0 else None)
+    for number, cells in enumerate(rows):
+        table.add_row(*(cell.replace(" ± ", "±") for cell in cells), style="bold" if bold_first and number == 0 else None)
     return table
 
 
@@ -84,9 +100,51 @@ def markdown_table(document: dict[str, Any]) -> str:
     if "measurements" in document:
         return report.markdown_table(document)
     heads, cells_of_rows, title = contents(document)
+    return markdown_lines(heads, cells_of_rows) + f"\n\n{title}\n"
+
+
+def markdown_ablations(documents: list[dict[str, Any]]) -> str:
+    """For the README: the questions that these files of `ablate` answer, one after another."""
+    rows: list[tuple[str, ...]] = []
+    for ablation in ABLATIONS.values():
+        answers = [row for document in documents if fits(ablation, document) for row in ablation_rows(ablation, document)]
+        if answers:
+            rows += [(f"**{ablation.question}**", "", "", ""), *answers]
+    if not rows:
+        raise ValueError("these files answer no question of `python -m benchmarks ablate` as a whole")
+    return markdown_lines(ABLATION_HEADS, rows) + f"\n\n{caption_of_trainings(documents[0])}\n"
+
+
+def markdown_lines(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     rule = tuple("---:" if is_number(number, heads) else "---" for number in range(len(heads)))
-    lines = ["| " + " | ".join(cells) + " |" for cells in (heads, rule, *cells_of_rows)]
-    return "\n".join(lines) + f"\n\n{title}\n"
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
+
+
+ABLATION_HEADS = ("method and settings", "MAP@R", "difference", "settings compared with")
+
+
+def fits(ablation: Ablation, document: dict[str, Any]) -> bool:
+    """Whether a file has the trainings of an ablation, or of one of its plans."""
+    plan = document["metadata"]["plan"]
+    usual = {"batch_size": 128}
+    wanted = [{**usual, **changes} for changes in ablation.plans]
+    titles = {parse_contender(text).title for text in ablation.contenders}
+    return any(plan.items() >= changes.items() for changes in wanted) and titles <= set(test_values(document))
+
+
+def ablation_rows(ablation: Ablation, document: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Title, test MAP@R, difference seed by seed, and to which: of every contender, in the order of the question."""
+    values = test_values(document)
+    rows = []
+    for text in ablation.contenders:
+        title, other = parse_contender(text).title, parse_contender(ablation.baseline_of(text)).title
+        batch = document["metadata"]["plan"]["batch_size"]
+        shown = f"{title}, batch {batch}" if any("batch_size" in plan for plan in ablation.plans) else title
+        gain = "-"
+        if other in values and other != title:
+            gain = with_interval(interval((values[title] - values[other]).dropna()), sign="+")
+        rows.append((shown, with_interval(interval(values[title].dropna())), gain, other if gain != "-" else "-"))
+    return rows
 
 
 def contents(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:

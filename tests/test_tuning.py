@@ -12,8 +12,9 @@ import optuna
 import pytest
 import torch
 
-from benchmarks import results, study, tables, tune
-from benchmarks.ablations import ABLATIONS
+from benchmarks import __main__ as cli
+from benchmarks import intervals, results, study, tables, tune
+from benchmarks.ablations import ABLATIONS, Ablation
 from benchmarks.data.splits import fold
 from benchmarks.methods import METHODS, Task, parse_contender
 from benchmarks.parallel import workers
@@ -152,15 +153,33 @@ def test_ablations_are_of_contenders_that_there_are():
             contender.build(task)
 
 
-def test_an_ablation_has_a_file_for_each_batch_size(tiny, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setitem(
-        ABLATIONS, "batch-size", ABLATIONS["batch-size"].__class__("?", ["htl"], [{"batch_size": 16}, {"batch_size": 32}])
-    )
-    arguments = ["--data", "tiny", "--iterations", 2, "--epoch-iterations", 2, "--embedding-size", 8, "--seeds", 0]
-    assert run_cli("ablate", "batch-size", *arguments, "--output", tmp_path) == 0
-    for size in (16, 32):
-        document = results.load(tmp_path / f"batch-size-{size}" / "results.json")
-        assert document["metadata"]["plan"]["batch_size"] == size and len(document["runs"]) == 2
+def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(tiny, tmp_path, monkeypatch, capsys):  # noqa: F811
+    first, second, third = (f"htl-margin:samples_per_class=8,beta={beta}" for beta in (0.2, 0.3, 0.4))
+    questions = {
+        "one": Ablation("one", [first, second]),
+        "other": Ablation("other", [second, third], compared_with={third: first}),
+        "size": Ablation("size", ["htl:beta=0.2", "htl"], [{"batch_size": 16}]),
+    }
+    for module in (cli, tables):
+        monkeypatch.setattr(module, "ABLATIONS", questions)
+    arguments = ["--data", "tiny", "--iterations", 2, "--epoch-iterations", 2, "--embedding-size", 8, "--seeds", 0, 1]
+    assert run_cli("ablate", *questions, *arguments, "--output", tmp_path) == 0
+    assert "2 of 4 runs are in" in capsys.readouterr().out
+    files = [tmp_path / "results.json", tmp_path / "batch_size-16" / "results.json"]
+    for path, size, trainings in zip(files, (128, 16), (6, 4), strict=True):
+        document = results.load(path)
+        assert document["metadata"]["plan"]["batch_size"] == size and len(document["runs"]) == 2 * trainings
+    assert run_cli("table", "--ablations", *files) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:-2]] == [
+        *("**one**", first, second),
+        *("**other**", second, third),
+        *("**size**", "htl:beta=0.2, batch 16", "htl, batch 16"),
+    ]
+    for line, path, title, baseline in [(7, 0, third, first), (9, 1, "htl:beta=0.2", "htl")]:
+        values = intervals.test_values(results.load(files[path]))
+        gain = 100 * (values[title] - values[baseline]).mean()
+        assert f"| {gain:+.1f} ± " in lines[line] and lines[line].endswith(f"| {baseline} |")
     assert run_cli("ablate", "nonsense", *arguments, "--output", tmp_path) == 2
 
 
