@@ -284,5 +284,6 @@ def parse_contender(text: str, tuned: dict[str, Settings] | None = None) -> Cont
             changes[setting] = kind(value)
         except ValueError:
             raise ValueError(f"{setting} of {name} must be a {kind.__name__}, but it is {value!r}") from None
-    changes = {name: value for name, value in changes.items() if value != method.defaults[name]}
+    # In the order of the defaults, whatever the order given, so that a contender has one title.
+    changes = {name: changes[name] for name, value in method.defaults.items() if changes.get(name, value) != value}
     return Contender(method, changes, None if tuned is None else text)

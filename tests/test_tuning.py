@@ -154,7 +154,9 @@ def test_ablations_are_of_contenders_that_there_are():
 
 
 def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(tiny, tmp_path, monkeypatch, capsys):  # noqa: F811
-    first, second, third = (f"htl-margin:samples_per_class=8,beta={beta}" for beta in (0.2, 0.3, 0.4))
+    first, second, third = (f"htl-margin:beta={beta},samples_per_class=8" for beta in (0.2, 0.3, 0.4))
+    # Settings are named in the order in which a method has them.
+    titles = [f"htl-margin:samples_per_class=8,beta={beta}" for beta in (0.2, 0.3, 0.4)]
     questions = {
         "one": Ablation("one", [first, second]),
         "other": Ablation("other", [second, third], compared_with={third: first}),
@@ -172,11 +174,11 @@ def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(
     assert run_cli("table", "--ablations", *files) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:-2]] == [
-        *("**one**", first, second),
-        *("**other**", second, third),
+        *("**one**", *titles[:2]),
+        *("**other**", *titles[1:]),
         *("**size**", "htl:beta=0.2, batch 16", "htl, batch 16"),
     ]
-    for line, path, title, baseline in [(7, 0, third, first), (9, 1, "htl:beta=0.2", "htl")]:
+    for line, path, title, baseline in [(7, 0, titles[2], titles[0]), (9, 1, "htl:beta=0.2", "htl")]:
         values = intervals.test_values(results.load(files[path]))
         gain = 100 * (values[title] - values[baseline]).mean()
         assert f"| {gain:+.1f} ± " in lines[line] and lines[line].endswith(f"| {baseline} |")
