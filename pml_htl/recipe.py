@@ -30,7 +30,7 @@ class HTL:
 
     Attributes:
         tree, sampler, miner, loss: the parts; they share the tree.
-        batch_size: num_anchors * neighborhood_size * samples_per_class.
+        batch_size: num_anchors * neighborhood_size * samples_per_class; of several processes, the part of one.
 
     Raises:
         ValueError, TypeError: as the parts do.
@@ -83,7 +83,11 @@ class HTL:
             distance=distance,
         )
         self.loss = HierarchicalTripletLoss(self.miner, **loss_kwargs)
-        self.batch_size = self.sampler.batch_size
+
+    @property
+    def batch_size(self) -> int:
+        """That of the sampler."""
+        return self.sampler.batch_size
 
     def refresh_hook(
         self, dataset: Dataset[Any] | None, then: Callable[[Any], Any] | None = None, **kwargs: Any

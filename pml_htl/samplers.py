@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from .distributed import Ranks
 from .labels import Labels, integer_at_least, label_tensor, name_some
 from .tree import ClassTree
+
+MAX_PLACES = 1024  # batches that `state_dict` can go back; loaders draw no more ahead than their workers prefetch
+
+
+class Place(NamedTuple):
+    """Where the drawing of batches stands."""
+
+    epoch: int  # of the batches that come next
+    batches: int  # drawn in this epoch
+    generator: dict[str, Any] | None  # state of the epoch's random generator; None before its first batch
+    skipped: list[int]  # classes whose turn as anchor has been put off, first in the next batch
+    walk: np.ndarray  # (W,) the classes that are still to be anchors, after these
 
 
 class AnchorNeighborSampler(BatchSampler):
@@ -32,8 +47,13 @@ class AnchorNeighborSampler(BatchSampler):
         labels: (N,) the label of every sample of the data set, any integers.
         tree: the tree that it shares with the loss; it may change between batches.
         num_anchors, neighborhood_size, samples_per_class: l', m and t of the method. The batch size is their product.
-        batches_per_epoch: length of one iteration; default `len(labels) // batch_size`, at least 1.
+        batches_per_epoch: length of one iteration; default `len(labels)` by the size of the whole batch, at least 1.
         seed: of the sampler's own generator. Default: drawn from torch's global generator, so `torch.manual_seed` fixes it.
+        num_replicas, rank: how many processes train together and which of them this is; default, those of
+            torch.distributed's default group when an iteration begins, and one without it. Each process has its own sampler
+            with the same arguments, and yields its part of the batch that one process would have drawn: whole
+            neighbourhoods, the first `num_anchors / num_replicas` on rank 0 and so on. `batch_size` is the length of that
+            part.
 
     Behaviour in corner cases:
 
@@ -44,11 +64,16 @@ class AnchorNeighborSampler(BatchSampler):
     - Every iteration is a new epoch with new random numbers in the same walk. `set_epoch(e)` starts epoch e with a new
       walk: the same batches every time, whatever was drawn before (so a walk ends with its epoch if it is called in each).
     - A loader's workers draw ahead. Batches that are thrown away when a `TreeRefresh` starts the loader anew have moved the
-      walk on, so the batches after it depend on how many workers there are.
+      walk on, so the batches after it depend on how many workers there are (which must be the same in all processes).
+
+    To stop and go on in the middle of an epoch: `state_dict()` after the last batch, `load_state_dict(state)` in a sampler
+    made the same way, and the next `iter()` yields the rest of that epoch. The tree has its own `state_dict`.
 
     Raises:
-        ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, or counts below 1; while
-            drawing, a tree that was fitted on other classes.
+        ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, counts below 1, anchors that
+            the processes do not divide, a rank that is not among them, or several processes without a `seed` (these
+            when an iteration begins, if the process group is there only then); while drawing, a tree that was fitted
+            on other classes.
         TypeError: labels that are not integers, or a tree that is none.
     """
 
@@ -62,6 +87,8 @@ class AnchorNeighborSampler(BatchSampler):
         samples_per_class: int,
         batches_per_epoch: int | None = None,
         seed: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
     ) -> None:
         if not isinstance(tree, ClassTree):
             raise TypeError(f"tree must be a ClassTree, but it is a {type(tree).__name__}")
@@ -76,33 +103,153 @@ class AnchorNeighborSampler(BatchSampler):
         self._starts = np.cumsum(self._counts) - self._counts
         self._check_classes()
 
-        batch_size = self.num_anchors * self.neighborhood_size * self.samples_per_class
-        super().__init__(SequentialSampler(self.labels), batch_size, drop_last=True)
+        self.num_replicas = None if num_replicas is None else integer_at_least(1, "num_replicas", num_replicas)
+        self.rank = None if rank is None else integer_at_least(0, "rank", rank)
+        self._has_own_seed = seed is not None
+        joint_size = self.num_anchors * self.neighborhood_size * self.samples_per_class
+        # The rest of what a BatchSampler has, but for batch_size, which is not known for good here.
+        self.sampler, self.drop_last = SequentialSampler(self.labels), True
+        self._ranks()
         if batches_per_epoch is None:
-            batches_per_epoch = max(1, len(self.labels) // batch_size)
+            batches_per_epoch = max(1, len(self.labels) // joint_size)
         self.batches_per_epoch = integer_at_least(1, "batches_per_epoch", batches_per_epoch)
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()).item())
         self.seed = integer_at_least(0, "seed", seed)
-        self._epoch = 0
-        self._walk = np.empty(0, dtype=np.int64)  # positions of the classes that are still to be anchors
+        self._place = Place(0, 0, None, [], np.empty(0, dtype=np.int64))
+        self._places: deque[Place] = deque([self._place], MAX_PLACES)  # of this epoch, after each of its batches
+        self._goes_on = False  # the next iteration is the rest of an epoch
         self._known_neighbors: tuple[torch.Tensor, np.ndarray] | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch of this process."""
+        return self.num_anchors * self.neighborhood_size * self.samples_per_class // self._ranks()[0]
 
     def __len__(self) -> int:
         return self.batches_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         # The epoch begins with its first batch: loaders with workers call iter() more often than they draw.
-        generator = np.random.default_rng([self.seed, self._epoch])
-        self._epoch += 1
-        for _ in range(self.batches_per_epoch):
-            classes = np.array(self._draw_classes(generator))
-            yield self._draw_samples(classes, generator).ravel().tolist()
+        num_replicas, rank = self._ranks()
+        if not self._goes_on:
+            self._begin_epoch()
+        self._goes_on = False
+        generator = np.random.default_rng([self.seed, self._place.epoch])
+        if self._place.generator is not None:
+            generator.bit_generator.state = self._place.generator
+        epoch, batches = self._place.epoch, self._place.batches
+        while batches < self.batches_per_epoch:
+            classes, skipped, walk = self._draw_classes(generator)
+            samples = self._draw_samples(np.array(classes), generator)
+            batches += 1
+            self._place = Place(epoch, batches, generator.bit_generator.state, skipped, walk)
+            self._places.append(self._place)
+            share = len(classes) // num_replicas
+            yield samples[rank * share : (rank + 1) * share].ravel().tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Makes the next `iter()` epoch `epoch` (0, 1, ...), with a walk of its own."""
-        self._epoch = integer_at_least(0, "epoch", epoch)
-        self._walk = self._walk[:0]
+        """Makes the next `iter()` epoch `epoch` (0, 1, ...), with a walk of its own.
+
+        After `load_state_dict` in the middle of that very epoch, the rest of it.
+        """
+        epoch = integer_at_least(0, "epoch", epoch)
+        if not (self._goes_on and epoch == self._place.epoch):
+            self._set_place(Place(epoch, 0, None, [], np.empty(0, dtype=np.int64)), goes_on=True)
+
+    def state_dict(self, batches_consumed: int | None = None) -> dict[str, Any]:
+        """Where the drawing of batches stands, as numbers and tensors; O(C) memory. It is the same on all ranks.
+
+        Args:
+            batches_consumed: as of so many batches of the current epoch (those before a resumption counted), for loaders
+                whose workers draw ahead; default, all that were drawn.
+
+        Raises:
+            ValueError: the epoch has not drawn so many, or it is more than 1,024 batches back.
+        """
+        place = self._place
+        if batches_consumed is not None:
+            known = {kept.batches: kept for kept in self._places}
+            if batches_consumed not in known:
+                raise ValueError(
+                    f"batches_consumed must be one of the {min(known)} .. {max(known)} batches of this epoch that are "
+                    f"remembered, but it is {batches_consumed!r}"
+                )
+            place = known[batches_consumed]
+        return {
+            "epoch": place.epoch,
+            "batches": place.batches,
+            "generator": place.generator,
+            "skipped": list(place.skipped),
+            "walk": torch.from_numpy(place.walk.copy()),
+            "seed": self.seed,
+            "made_for": self._made_for(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was called: the next `iter()` yields the rest of that epoch, or the next one.
+
+        Raises:
+            ValueError: it is not such a state, or that of a sampler with other labels or counts. Nothing has changed then.
+        """
+        names = {"epoch", "batches", "generator", "skipped", "walk", "seed", "made_for"}
+        if not isinstance(state, dict) or state.keys() != names or not isinstance(state["made_for"], dict):
+            found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"the state of an AnchorNeighborSampler has {', '.join(sorted(names))}, but this has {found}")
+        for name, value in self._made_for().items():
+            if state["made_for"].get(name) != value:
+                raise ValueError(
+                    f"the state is of a sampler with {name}={state['made_for'].get(name)}, but this one has {name}={value}; "
+                    "make the sampler with the same labels and arguments"
+                )
+        place = self._checked_place(state)
+        self.seed = integer_at_least(0, "the seed of the state", state["seed"])
+        self._set_place(place, goes_on=place.batches < self.batches_per_epoch)
+
+    def _checked_place(self, state: dict[str, Any]) -> Place:
+        skipped, walk = (label_tensor(state[name], "cpu").numpy().copy() for name in ("skipped", "walk"))
+        classes = np.concatenate([skipped, walk])
+        if len(np.unique(classes)) < len(classes) or (classes < 0).any() or (classes >= len(self.classes)).any():
+            raise ValueError(f"the walk of the state should be distinct classes below {len(self.classes)}, not {classes}")
+        if state["generator"] is not None:
+            try:
+                np.random.default_rng(0).bit_generator.state = state["generator"]
+            except (TypeError, ValueError, KeyError) as error:
+                raise ValueError(f"the generator of the state is none of NumPy's: {error}") from error
+        epoch, batches = (integer_at_least(0, f"{name} of the state", state[name]) for name in ("epoch", "batches"))
+        return Place(epoch, batches, state["generator"], skipped.tolist(), walk)
+
+    def _begin_epoch(self) -> None:
+        """The epoch after this one, in the same walk; the first one if none has begun."""
+        place = self._place
+        epoch = place.epoch + (place.generator is not None)
+        self._set_place(place._replace(epoch=epoch, batches=0, generator=None), goes_on=False)
+
+    def _set_place(self, place: Place, *, goes_on: bool) -> None:
+        self._place, self._goes_on = place, goes_on
+        self._places.clear()
+        self._places.append(place)
+
+    def _made_for(self) -> dict[str, int]:
+        """What must be the same for batches to go on."""
+        names = ("num_anchors", "neighborhood_size", "samples_per_class", "batches_per_epoch")
+        return {"samples": len(self.labels), "classes": len(self.classes), **{name: getattr(self, name) for name in names}}
+
+    def _ranks(self) -> tuple[int, int]:
+        """How many processes share each batch, and which of them this is."""
+        ranks = Ranks()
+        num_replicas = ranks.size if self.num_replicas is None else self.num_replicas
+        rank = ranks.rank if self.rank is None else self.rank
+        if rank >= num_replicas:
+            raise ValueError(f"rank must be below num_replicas={num_replicas}, but it is {rank}")
+        if self.num_anchors % num_replicas:
+            raise ValueError(
+                f"{num_replicas} processes cannot share {self.num_anchors} anchors evenly, and a neighbourhood stays on "
+                f"one; make num_anchors a multiple of {num_replicas}"
+            )
+        if num_replicas > 1 and not self._has_own_seed:
+            raise ValueError(f"the samplers of {num_replicas} processes draw parts of one batch: give them the same seed")
+        return num_replicas, rank
 
     def _draw_samples(self, classes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Samples of classes (K,): (K, samples_per_class), by Floyd's algorithm for all classes at a time.
@@ -118,27 +265,27 @@ class AnchorNeighborSampler(BatchSampler):
             draws[place] = np.where(again, choices[place] - 1, draws[place])
         return self._order[(self._starts[classes] + draws).T]
 
-    def _draw_classes(self, generator: np.random.Generator) -> list[int]:
-        """The class positions of the next batch, group by group; moves the walk on.
+    def _draw_classes(self, generator: np.random.Generator) -> tuple[list[int], list[int], np.ndarray]:
+        """The class positions of the next batch, group by group; and what is then skipped and left of the walk.
 
         A loop over anchors, since what a group may take depends on those before it.
         """
         batch_classes = self.num_anchors * self.neighborhood_size
-        rest = len(self._walk)  # what this round of the walk still holds
-        walk = self._walk
+        skipped, walk = self._place.skipped, self._place.walk
+        rest = len(skipped) + len(walk)  # what this round of the walk still holds
+        longer = walk
         if rest < batch_classes:  # the next round may have to begin inside this batch
-            walk = np.concatenate([walk, generator.permutation(len(self.classes))])
-        ahead = walk[: 2 * batch_classes].tolist()  # enough: a class is there once or, where two rounds meet, twice
+            longer = np.concatenate([walk, generator.permutation(len(self.classes))])
+        # Enough: a class is there once or, where two rounds meet, twice.
+        ahead = skipped + longer[: 2 * batch_classes - len(skipped)].tolist()
         classes, used = self._fill_batch(ahead, generator, num_reserved=0)
         if used[-1] >= rest and sum(place < rest for place in used) < rest:
             # Some class was skipped at the end of its round, and others would be anchors twice before it is one.
             reserved = min(rest, self.num_anchors)
             classes, used = self._fill_batch(ahead, generator, num_reserved=reserved)
-        walk = walk if used[-1] >= rest else self._walk
-        skipped = sorted(set(range(used[-1])).difference(used))
-        self._walk = walk[used[-1] + 1 - len(skipped) :]
-        self._walk[: len(skipped)] = [ahead[place] for place in skipped]
-        return classes
+        passed = max(used[-1] + 1, len(skipped))
+        left = (longer if used[-1] >= rest else walk)[passed - len(skipped) :]
+        return classes, [ahead[place] for place in sorted(set(range(passed)).difference(used))], left
 
     def _fill_batch(self, walk: list[int], generator: np.random.Generator, num_reserved: int) -> tuple[list[int], list[int]]:
         """One batch: its class positions, and the places of the walk (ascending) that became its anchors.

@@ -1,3 +1,4 @@
+import io
 from collections import Counter
 from itertools import islice
 
@@ -66,7 +67,7 @@ def test_a_skipped_anchor_comes_first_in_the_next_batch():
     sampler = make(tree, labels, anchors=3, size=3, batches_per_epoch=1)
     nearest = tree.nearest_classes.numpy()
     walk = [0, nearest[0, 0], *(place for place in range(1, 12) if place != nearest[0, 0])]
-    sampler._walk = np.array(walk)
+    sampler.load_state_dict({**sampler.state_dict(), "walk": np.array(walk)})
     first, second = next(iter(sampler)), next(iter(sampler))
     expected, taken, skipped = [], set(), []
     for place in walk:
@@ -201,3 +202,113 @@ def test_refusals():
     other = [*labels.tolist(), 10**7]
     with pytest.raises(ValueError, match="only one of them knows label 10000000"):
         next(iter(make(tree, other)))
+
+
+class TestGoingOn:
+    """`state_dict` and `load_state_dict`: the same batches as without an interruption."""
+
+    @given(st.integers(2, 25), shapes, st.booleans(), st.integers(0, 99), st.integers(0, 60), st.booleans())
+    def test_anywhere(self, num_classes, shape, is_fitted, seed, stop, by_epoch):
+        anchors, size, samples = shape
+        if anchors * size > num_classes:
+            return
+        tree, labels = fitted([2] * num_classes, seed)
+        one, other = (
+            make(tree if is_fitted else ClassTree(), labels, anchors, size, samples, batches_per_epoch=20, seed=s)
+            for s in (seed, seed + 1)
+        )
+
+        def batches(sampler, first_epoch=0):
+            for epoch in range(first_epoch, 4):
+                if by_epoch:
+                    sampler.set_epoch(epoch)
+                yield from sampler
+
+        running = batches(one)
+        for _ in range(stop):
+            next(running)
+        saved = io.BytesIO()
+        torch.save(one.state_dict(), saved)
+        saved.seek(0)
+        state = torch.load(saved, weights_only=True)
+        list(islice(other, 7))
+        other.load_state_dict(state)
+        rest = list(running)
+        going_on = batches(other, first_epoch=stop // 20 if stop % 20 or not by_epoch else (stop - 1) // 20 + 1)
+        assert rest == list(islice(going_on, len(rest))) and len(rest) == 80 - stop
+
+    def test_behind_workers_that_draw_ahead(self):
+        tree, labels = fitted([4] * 12)
+        sampler = make(tree, labels, batches_per_epoch=30)
+        whole = make(tree, labels, batches_per_epoch=30)
+        expected = [*whole, *whole]
+        dataset = TensorDataset(torch.arange(len(labels)))
+        loader = iter(DataLoader(dataset, batch_sampler=sampler, num_workers=2))
+        consumed = [next(loader)[0].tolist() for _ in range(5)]
+        assert consumed == expected[:5] and sampler.state_dict()["batches"] > 5
+        other = make(tree, labels, batches_per_epoch=30)
+        other.load_state_dict(sampler.state_dict(batches_consumed=5))
+        assert [*other, *other] == expected[5:]
+        with pytest.raises(ValueError, match=r"batches_consumed must be one of the 0 \.\. 9 batches of this epoch"):
+            sampler.state_dict(batches_consumed=10)
+
+    def test_with_a_tree_that_changed_in_between(self):
+        tree, labels = fitted([3] * 12, seed=0)
+        sampler, other = (make(tree, labels, batches_per_epoch=10) for _ in range(2))
+        running = iter(sampler)
+        for _ in range(4):
+            next(running)
+        tree.fit_embeddings(torch.randn(len(labels), 6, generator=torch.Generator().manual_seed(1)), labels)
+        other.load_state_dict(sampler.state_dict())
+        assert list(running) == list(other)
+
+    def test_foreign_states_are_refused(self):
+        tree, labels = fitted([3] * 12)
+        sampler = make(tree, labels)
+        expected = list(make(tree, labels))
+        state = make(tree, labels).state_dict()
+        for change, error, message in [
+            ({"walk": None}, TypeError, "integers"),
+            ({"walk": torch.tensor([3, 3])}, ValueError, "distinct classes below 12"),
+            ({"skipped": [12]}, ValueError, "distinct classes below 12"),
+            ({"generator": {"bit_generator": "MT19937"}}, ValueError, "none of NumPy's"),
+            ({"batches": -1}, ValueError, "batches of the state must be an integer of at least 0"),
+            ({"made_for": {**state["made_for"], "classes": 13}}, ValueError, "with classes=13, but this one has classes=12"),
+            ({"made_for": None}, ValueError, "has batches, epoch"),
+            ({"more": 1}, ValueError, "but this has .*more"),
+        ]:
+            with pytest.raises(error, match=message):
+                sampler.load_state_dict({**state, **change})
+        with pytest.raises(ValueError, match="but this has list"):
+            sampler.load_state_dict([])
+        with pytest.raises(ValueError, match="num_anchors=2, but this one has num_anchors=1"):
+            make(tree, labels, anchors=1).load_state_dict(state)
+        assert list(sampler) == expected
+
+
+@given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), st.integers(1, 3), st.integers(0, 99))
+def test_processes_share_the_batches_of_one(num_replicas, groups_each, size, seed):
+    tree, labels = fitted([3] * 40, seed)
+    arguments = {"anchors": num_replicas * groups_each, "size": size, "batches_per_epoch": 6, "seed": seed}
+    one = make(tree, labels, **arguments)
+    parts = [make(tree, labels, **arguments, num_replicas=num_replicas, rank=rank) for rank in range(num_replicas)]
+    assert {part.batch_size for part in parts} == {one.batch_size // num_replicas} and len(parts[0]) == len(one)
+    for _ in range(2):
+        for joint, *shares in zip(one, *parts, strict=True):
+            assert [len(share) for share in shares] == [parts[0].batch_size] * num_replicas
+            assert joint == [index for share in shares for index in share]
+    state = parts[0].state_dict()
+    assert all(str(part.state_dict()) == str(state) for part in [*parts, one])
+
+
+def test_processes_that_cannot_share():
+    tree, labels = fitted([3] * 12)
+    for wrong, message in [
+        ({"num_replicas": 3, "rank": 0}, "3 processes cannot share 2 anchors evenly.*make num_anchors a multiple of 3"),
+        ({"num_replicas": 2, "rank": 2}, "rank must be below num_replicas=2, but it is 2"),
+        ({"rank": 1}, "rank must be below num_replicas=1"),
+        ({"num_replicas": 2, "rank": 0, "seed": None}, "2 processes draw parts of one batch: give them the same seed"),
+        ({"num_replicas": 0}, "num_replicas must be an integer of at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make(tree, labels, **wrong)
