@@ -76,8 +76,18 @@ class Ranks:
                 distributed.all_reduce(part, group=self.group)
                 own.copy_(part)
 
+    def union(self, labels: torch.Tensor) -> torch.Tensor:
+        """The distinct labels that any rank has, sorted: from (C,) int64 of each; O(C) memory."""
+        if self.size == 1:
+            return labels.unique()
+        found = labels.cpu().unique()
+        for source in range(self.size):
+            own = {"labels": labels.cpu()} if source == self.rank else None
+            found = torch.cat([found, self.broadcast(own, source)["labels"]]).unique()
+        return found.to(labels.device)
+
     def broadcast(self, tensors: dict[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
-        """Named tensors of one rank for all of them, on the CPU; the others give None."""
+        """Named tensors of rank `source` for all, on the CPU; the others give None."""
         if self.size == 1:
             return tensors
         kinds = None if tensors is None else {name: (value.shape, value.dtype) for name, value in tensors.items()}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .distributed import Ranks
 from .linkage import merge_classes
 from .nearest import class_points, nearest_classes
 from .spanning import minimum_spanning_edges
@@ -14,6 +15,7 @@ from .statistics import ClassStatistics
 
 MAX_MATRIX_CLASSES = 2048  # up to so many the matrix, 32 MiB, is as quick
 MIN_NEIGHBORS = 16  # shorter lists prove too few edges
+WHAT = "the search for the nearest classes"
 
 
 class Merges(NamedTuple):
@@ -24,21 +26,34 @@ class Merges(NamedTuple):
     nearest: np.ndarray
 
 
-def merge_and_find_nearest(statistics: ClassStatistics, linkage: str, num_neighbors: int, device: torch.device) -> Merges:
-    """The merges of all classes, and the `num_neighbors` nearest other classes of each.
+def merge_and_find_nearest(
+    statistics: ClassStatistics, linkage: str, num_neighbors: int, device: torch.device, ranks: Ranks
+) -> Merges | None:
+    """The merges of all classes, and the `num_neighbors` nearest other classes of each; on rank 0, None on others.
 
     With single linkage and many classes, products run in float32 on `device`, time is that of one or two products of all
-    class means, and memory O(C (D + k)). Heights are float64 there too; of edges that differ by less than about 1e-6 either
-    may be taken. Otherwise time and memory are O(C^2), and everything is float64, on the device of the statistics.
+    class means by all ranks together, and memory O(C (D + k)). Heights are float64 there too; of edges that differ by less
+    than about 1e-6 either may be taken. Otherwise time and memory are O(C^2), and everything is float64, on the device of
+    the statistics, on rank 0 alone.
     """
     if linkage != "single" or len(statistics.labels) <= MAX_MATRIX_CLASSES:
-        distances = statistics.squared_distances()
-        edges, heights = merge_classes(distances.cpu().numpy(), linkage)
-        nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False).indices
-        return Merges(edges, heights, nearest.cpu().numpy())
-    points = class_points(statistics, device)
-    neighbors, distances = nearest_classes(points, max(num_neighbors, MIN_NEIGHBORS))
-    edges = minimum_spanning_edges(points, neighbors, distances)
+        with ranks.together(WHAT):
+            return _by_matrix(statistics, linkage, num_neighbors) if ranks.rank == 0 else None
+    with ranks.together(WHAT):
+        points = class_points(statistics, device)
+        part = nearest_classes(points, max(num_neighbors, MIN_NEIGHBORS), ranks.share_of(len(statistics.labels)))
+    lists = [ranks.concatenate(torch.from_numpy(values)) for values in part]
+    lists = None if ranks.rank else (lists[0].numpy(), lists[1].numpy())
+    edges = minimum_spanning_edges(points, lists, ranks)
+    if lists is None:
+        return None
     heights = statistics.squared_distances_of(torch.from_numpy(edges)).cpu().numpy()
     order = np.argsort(heights, kind="stable")
-    return Merges(edges[order], heights[order], neighbors[:, :num_neighbors])
+    return Merges(edges[order], heights[order], lists[0][:, :num_neighbors])
+
+
+def _by_matrix(statistics: ClassStatistics, linkage: str, num_neighbors: int) -> Merges:
+    distances = statistics.squared_distances()
+    edges, heights = merge_classes(distances.cpu().numpy(), linkage)
+    nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False).indices
+    return Merges(edges, heights, nearest.cpu().numpy())

@@ -42,21 +42,23 @@ def class_points(statistics: ClassStatistics, device: torch.device) -> ClassPoin
     return ClassPoints(queries, base, level)
 
 
-def nearest_classes(points: ClassPoints, k: int) -> tuple[np.ndarray, np.ndarray]:
+def nearest_classes(points: ClassPoints, k: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest other classes of each, nearest first: positions (C, k) int64 and squared distances (C, k) float64.
+
+    With `rows`, only those of some classes in a row, (rows, k).
 
     By faiss where it is installed (on the GPU if the points are there and faiss can), else by torch. Products are float32,
     so distances are right to about 1e-6, and classes nearer to each other than that come in any order. Memory is
     O(C (D + k)), time O(C^2 D).
     """
-    found, scores = _search(points, k + 1)
-    own = found == np.arange(len(found))[:, np.newaxis]
+    found, scores = _search(points._replace(queries=points.queries[rows]), k + 1)
+    own = found == np.arange(len(points.base))[rows, np.newaxis]
     own[~own.any(axis=1), -1] = True  # it is crowded out by others at the same place
     return found[~own].reshape(-1, k), points.squared(scores[~own].reshape(-1, k))
 
 
 def _search(points: ClassPoints, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k largest scores of each row, largest first: columns (C, k) and scores (C, k) float32."""
+    """The k largest scores of each query, largest first: columns (queries, k) and scores (queries, k) float32."""
     try:
         import faiss
     except ImportError:
@@ -75,10 +77,10 @@ def _search(points: ClassPoints, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def search_by_torch(points: ClassPoints, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The same in plain torch, on the device of the points."""
-    num_classes = len(points.base)
-    found, scores = np.empty((num_classes, k), dtype=np.int64), np.empty((num_classes, k), dtype=np.float32)
+    num_rows, num_classes = len(points.queries), len(points.base)
+    found, scores = np.empty((num_rows, k), dtype=np.int64), np.empty((num_rows, k), dtype=np.float32)
     with full_products(points.base.device):
-        for start in range(0, num_classes, ROWS):
+        for start in range(0, num_rows, ROWS):
             queries = points.queries[start : start + ROWS]
             best: list[torch.Tensor] = []
             columns: list[torch.Tensor] = []

@@ -16,37 +16,56 @@ import numpy as np
 import scipy.sparse as sparse
 import torch
 
+from .distributed import Ranks
 from .nearest import ClassPoints
 from .precision import full_products
 
+Lists = tuple[np.ndarray, np.ndarray]
+WHAT = "the spanning tree of the classes"
 BLOCK = 4096, 1024  # points of a product; on a CPU it stays in the cache
 MAX_BRIDGES = 2**22  # so many are held before those that are not needed go
 
 
-def minimum_spanning_edges(points: ClassPoints, neighbors: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """The C - 1 edges (C - 1, 2) int64 of the minimum spanning tree, in no particular order.
+def minimum_spanning_edges(points: ClassPoints, lists: Lists | None, ranks: Ranks) -> np.ndarray | None:
+    """The C - 1 edges (C - 1, 2) int64 of the minimum spanning tree, in no particular order; on rank 0, None on others.
 
     Args:
         points: the classes.
-        neighbors, distances: (C, k), the nearest classes of each and how far they are, as of `nearest_classes`.
+        lists: (C, k) and (C, k), the nearest classes of each and how far they are, as of `nearest_classes`; on rank 0.
+        ranks: the processes that share the work.
 
     Distances are float32, so that of edges whose lengths differ by less than about 1e-6 either may be taken. Memory is
-    O(C (D + k)), time at most that of half a product of all points, beside the lists.
+    O(C (D + k)), time at most that of half a product of all points by all ranks together, beside the lists.
     """
+    proved, known, groups = None, None, None
+    with ranks.together(WHAT):
+        if lists is not None:
+            proved, known, groups = _grouped(*lists)
+    groups = _Groups(**ranks.broadcast(None if groups is None else groups.tensors()))
+    if groups.number == 1:
+        return proved
+    with ranks.together(WHAT), full_products(points.base.device):
+        found = _bridges(points, groups, range(ranks.rank, groups.number, ranks.size))
+    found = [ranks.concatenate(torch.from_numpy(part)) for part in found]
+    with ranks.together(WHAT), full_products(points.base.device):
+        if known is None:
+            return None
+        bridges = _needed([known, _Bridges(*(part.numpy() for part in found))], groups.number)
+        return np.concatenate([proved, _with_both_ends(points, groups, bridges)])
+
+
+def _grouped(neighbors: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, _Bridges, _Groups]:
+    """The edges that are proved (E, 2), those that are not, and the groups which the former make."""
     num_classes, k = neighbors.shape
     graph = sparse.csr_array((distances.ravel(), neighbors.ravel(), np.arange(0, num_classes * k + 1, k)))
     ends, lengths = _spanning_forest(graph)
     proved = _proved(ends, lengths, reach=distances[:, -1])
-    num_groups, groups = _components(ends[proved], num_classes)
-    if num_groups == 1:
-        return ends
+    groups = _components(ends[proved], num_classes)
     open_ends, open_lengths = ends[~proved], lengths[~proved]
     # Where the open edges connect all, none longer than the longest of them is needed, nor is a class whose list reaches on.
     connected = len(ends) == num_classes - 1
-    active = np.flatnonzero(distances[:, -1] < (open_lengths.max() if connected else np.inf))
-    known = _Bridges(groups[open_ends], open_ends, open_lengths)
-    with full_products(points.base.device):
-        return np.concatenate([ends[proved], _shortest_bridges(points, groups, active, known)])
+    active = np.flatnonzero(distances[:, -1] < (open_lengths.max(initial=0) if connected else np.inf))
+    return ends[proved], _Bridges(groups[open_ends], open_ends, open_lengths), _Groups.of(groups, active)
 
 
 def _spanning_forest(graph: sparse.csr_array) -> tuple[np.ndarray, np.ndarray]:
@@ -80,10 +99,10 @@ def _proved(ends: np.ndarray, lengths: np.ndarray, reach: np.ndarray) -> np.ndar
     return proved
 
 
-def _components(ends: np.ndarray, num_classes: int) -> tuple[int, np.ndarray]:
+def _components(ends: np.ndarray, num_classes: int) -> np.ndarray:
     graph = sparse.coo_array((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(num_classes, num_classes))
-    number, components = sparse.csgraph.connected_components(graph, directed=False)
-    return number, components.astype(np.int64)  # pairs of them are numbered, up to the square of their number
+    _, components = sparse.csgraph.connected_components(graph, directed=False)
+    return components.astype(np.int64)  # pairs of them are numbered, up to the square of their number
 
 
 class _Bridges(NamedTuple):
@@ -95,37 +114,68 @@ class _Bridges(NamedTuple):
     lengths: np.ndarray
 
 
-def _shortest_bridges(points: ClassPoints, groups: np.ndarray, active: np.ndarray, known: _Bridges) -> np.ndarray:
-    """The edges (G - 1, 2) that join G groups at the least length.
+class _Groups(NamedTuple):
+    """The groups of classes, and those classes that may have a bridge which is not known.
 
-    Args:
-        groups: (C,) the group of each class, 0 .. G - 1.
-        active: the classes that may have a bridge that is not known.
+    classes: (C,) the group of each class, 0 .. G - 1.
+    members: (A,) those classes, group by group, the small ones first, since each is compared with all that come after it.
     """
-    num_groups = groups.max() + 1
-    sizes = np.bincount(groups[active], minlength=num_groups)
-    # Group by group, the small ones first, since each is compared with all that come after it.
-    members = active[np.lexsort((groups[active], sizes[groups[active]]))]
-    starts = np.flatnonzero(np.diff(groups[members], prepend=-1))
-    ends = np.append(starts[1:], len(members))
-    queries, base = (side[torch.from_numpy(members).to(side.device)] for side in (points.queries, points.base))
 
-    found, num_found = [known], 0
-    for start, end in zip(starts[:-1], ends[:-1], strict=True):
+    classes: torch.Tensor
+    members: torch.Tensor
+
+    @classmethod
+    def of(cls, classes: np.ndarray, active: np.ndarray) -> _Groups:
+        """Those classes, sorted."""
+        sizes = np.bincount(classes[active], minlength=classes.max() + 1)
+        order = np.lexsort((classes[active], sizes[classes[active]]))
+        return cls(torch.from_numpy(classes), torch.from_numpy(active[order]))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By their names."""
+        return self._asdict()
+
+    @property
+    def number(self) -> int:
+        """How many groups there are."""
+        return int(self.classes.max()) + 1
+
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the groups of the members start and end."""
+        starts = np.flatnonzero(np.diff(self.classes[self.members].numpy(), prepend=-1))
+        return starts, np.append(starts[1:], len(self.members))
+
+
+def _bridges(points: ClassPoints, groups: _Groups, share: range) -> _Bridges:
+    """The shortest edges from some groups (those in these places of their row) to each that comes after, if needed."""
+    classes, members = groups.classes.numpy(), groups.members.numpy()
+    starts, ends = groups.bounds()
+    queries, base = (side[groups.members.to(side.device)] for side in (points.queries, points.base))
+    none = np.empty((0, 2), dtype=np.int64)
+    found, num_found = [_Bridges(none, none, np.empty(0))], 0
+    for place in share:
+        if place >= len(starts) - 1:  # nothing comes after the last; groups without such members have no place
+            break
+        start, end = starts[place], ends[place]
         best = _largest_scores(base[end:], queries[start:end])
-        columns = _first_largest(best, starts[starts >= end] - end)
+        columns = _first_largest(best, starts[place + 1 :] - end)
         others = members[end + columns]
-        pairs = np.stack([np.full_like(others, groups[members[start]]), groups[others]], axis=1)
+        pairs = np.stack([np.full_like(others, classes[members[start]]), classes[others]], axis=1)
         found.append(_Bridges(pairs, np.stack([np.full_like(others, -1), others], axis=1), points.squared(best[columns])))
         num_found += len(others)
         if num_found > MAX_BRIDGES:
-            found, num_found = [_needed(found, num_groups)], 0
-    bridges = _needed(found, num_groups)
-    members_of = {groups[members[start]]: slice(start, end) for start, end in zip(starts, ends, strict=True)}
+            found, num_found = [_needed(found, groups.number)], 0
+    return _needed(found, groups.number)
+
+
+def _with_both_ends(points: ClassPoints, groups: _Groups, bridges: _Bridges) -> np.ndarray:
+    """The ends of bridges (E, 2), those looked up that are not known."""
+    classes, members = groups.classes.numpy(), groups.members.numpy()
+    members_of = {classes[members[start]]: slice(start, end) for start, end in zip(*groups.bounds(), strict=True)}
     for row in np.flatnonzero(bridges.ends[:, 0] < 0):
-        ours = members_of[bridges.groups[row, 0]]
-        scores = queries[ours] @ points.base[bridges.ends[row, 1]]
-        bridges.ends[row, 0] = members[ours][scores.argmax().item()]
+        ours = members[members_of[bridges.groups[row, 0]]]
+        scores = points.queries[torch.from_numpy(ours).to(points.queries.device)] @ points.base[bridges.ends[row, 1]]
+        bridges.ends[row, 0] = ours[scores.argmax().item()]
     return bridges.ends
 
 

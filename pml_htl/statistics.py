@@ -6,6 +6,7 @@ import numbers
 
 import torch
 
+from .distributed import Group, Ranks
 from .labels import Labels, integer_at_least, label_tensor, name_some, positions
 
 SUMS = ("counts", "_sums", "_squared_norms", "_weights", "_squared_weights")
@@ -119,6 +120,27 @@ class ClassStatistics:
         for name in SUMS:
             mine: torch.Tensor = getattr(self, name)
             mine += getattr(other, name).to(self.device)
+        return self
+
+    def all_reduce(self, group: Group | None = None) -> ClassStatistics:
+        """Adds up the sums of all processes of a torch.distributed group (default: all), each of its own samples. Returns
+        itself.
+
+        All end with the statistics of all samples, of the classes that any of them has. All must call it; a second call
+        would count everything again. Without torch.distributed nothing happens. It takes O(C) memory beside the sums.
+
+        Raises:
+            ValueError: embedding sizes that differ. Nothing has been added then, in any process.
+        """
+        return self._all_reduce(Ranks(group))
+
+    def _all_reduce(self, ranks: Ranks) -> ClassStatistics:
+        sizes = ranks.gather(self.embedding_size)
+        if len(set(sizes)) > 1:
+            raise ValueError(f"the embedding sizes of ranks 0 .. {ranks.size - 1} differ: {', '.join(map(str, sizes))}")
+        self.add_classes(ranks.union(self.labels))
+        for name in SUMS:
+            ranks.sum_(getattr(self, name))
         return self
 
     def add_classes(self, labels: Labels) -> ClassStatistics:

@@ -12,12 +12,14 @@ import torch
 
 from . import linkage as linkages
 from .cophenetic import largest_between, lay_out, maxima_of_runs
+from .distributed import Ranks
 from .labels import Labels, integer_at_least, label_tensor, name_some, positions
-from .merging import merge_and_find_nearest
+from .merging import Merges, merge_and_find_nearest
 from .statistics import ClassStatistics
 from .tree_state import FORMAT_VERSION, NAMES, problem_with
 
 COLLAPSED_SPREAD = 1e-4
+FIT = "the fit of the class tree"
 
 
 class _Unrecorded(UserDict):
@@ -97,41 +99,50 @@ class ClassTree(torch.nn.Module):
         return self.labels is not None
 
     @torch.no_grad()
-    def fit(self, statistics: ClassStatistics, *, device: torch.device | str | None = None) -> ClassTree:
+    def fit(
+        self, statistics: ClassStatistics, *, device: torch.device | str | None = None, ranks: Ranks | None = None
+    ) -> ClassTree:
         """Builds the tree from class statistics and returns it; a tree that was there is replaced, or kept on an error.
 
         Args:
             statistics: of all classes.
             device: where the products of more than 2,048 class means run; default, that of the statistics.
+            ranks: processes that share these products, `pml_htl.distributed.Ranks(group)`. All must call `fit`, with the
+                same statistics; all end with the same tree, that of rank 0, or with an error. Default, this one alone.
 
         Raises:
             TypeError: `statistics` is something else.
             ValueError: fewer than two classes, a class without samples, no class with two samples, sums that are not
                 finite, or an average spread above 4 (embeddings that were not normalised).
+            RuntimeError: another of the ranks has failed.
         """
-        if not isinstance(statistics, ClassStatistics):
-            raise TypeError(f"fit takes ClassStatistics, but got {type(statistics).__name__}; see also fit_embeddings")
-        _check_statistics(statistics)
-        average_spread = statistics.average_spread.item()
-        num_neighbors = min(self.max_neighbors, len(statistics.labels) - 1)
-        device = statistics.device if device is None else torch.device(device)
-        merges = merge_and_find_nearest(statistics, self.linkage, num_neighbors, device)
-        thresholds = linkages.merge_thresholds(average_spread, self.num_levels)
-        nodes = linkages.cut_levels(merges.edges, merges.heights, thresholds)
-        self._replace(
-            {
-                "labels": statistics.labels,
-                "thresholds": torch.from_numpy(thresholds),
-                "spreads": statistics.spreads,
-                "average_spread": statistics.average_spread,
-                "nodes": torch.from_numpy(nodes),
-                "merge_edges": torch.from_numpy(merges.edges),
-                "merge_heights": torch.from_numpy(merges.heights),
-                "nearest_classes": torch.from_numpy(merges.nearest),
-            }
-        )
+        ranks = Ranks.alone() if ranks is None else ranks
+        with ranks.together(FIT):
+            if not isinstance(statistics, ClassStatistics):
+                raise TypeError(f"fit takes ClassStatistics, but got {type(statistics).__name__}; see also fit_embeddings")
+            _check_statistics(statistics)
+            num_neighbors = min(self.max_neighbors, len(statistics.labels) - 1)
+            device = statistics.device if device is None else torch.device(device)
+        merges = merge_and_find_nearest(statistics, self.linkage, num_neighbors, device, ranks)
+        with ranks.together(FIT):
+            state = None if merges is None else self._state_of(statistics, merges)
+        self._replace(ranks.broadcast(state))
         self._warn_of_collapse()
         return self
+
+    def _state_of(self, statistics: ClassStatistics, merges: Merges) -> dict[str, torch.Tensor]:
+        thresholds = linkages.merge_thresholds(statistics.average_spread.item(), self.num_levels)
+        nodes = linkages.cut_levels(merges.edges, merges.heights, thresholds)
+        return {
+            "labels": statistics.labels,
+            "thresholds": torch.from_numpy(thresholds),
+            "spreads": statistics.spreads,
+            "average_spread": statistics.average_spread,
+            "nodes": torch.from_numpy(nodes),
+            "merge_edges": torch.from_numpy(merges.edges),
+            "merge_heights": torch.from_numpy(merges.heights),
+            "nearest_classes": torch.from_numpy(merges.nearest),
+        }
 
     def fit_embeddings(self, embeddings: torch.Tensor, labels: Labels) -> ClassTree:
         """`fit` from embeddings (N, D), which are L2-normalised here, and their labels (N,)."""
