@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from .distributed import Ranks
 from .labels import Labels, label_tensor
 from .statistics import ClassStatistics
 
@@ -58,6 +59,21 @@ def make_loader(
     return DataLoader(
         dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn, generator=torch.Generator()
     )
+
+
+def share_of(dataset: Dataset[Any], ranks: Ranks) -> Dataset[Any]:
+    """Every sample for one of the ranks: the first for the first, the second for the second and so on.
+
+    Raises:
+        ValueError: there are not enough, or they cannot be counted.
+    """
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__") or len(dataset) < ranks.size:
+        number = f"{len(dataset)} samples" if hasattr(dataset, "__len__") else "no length"
+        raise ValueError(
+            f"{ranks.size} processes share the pass over the refresh's data set, which needs an index and at least a sample "
+            f"for each, but this {type(dataset).__name__} has {number}"
+        )
+    return Subset(dataset, range(ranks.rank, len(dataset), ranks.size))
 
 
 def subset_per_class(

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ._pml import to_device
-from .embedding import Batches, collect_statistics, make_loader, subset_per_class
+from .distributed import Group, Ranks
+from .embedding import collect_statistics, make_loader, share_of, subset_per_class
 from .labels import Labels, integer_at_least, label_tensor, name_some
 from .samplers import AnchorNeighborSampler
 from .statistics import ClassStatistics
@@ -24,10 +25,13 @@ from .trainers import (
     embed_batches,
     labels_of_samples,
     part_of_embedding,
+    unwrapped,
+    without_ddp,
 )
 from .tree import ClassTree
 
 MODES = ("full", "streaming")
+REFRESH = "the refresh of the class tree"
 
 
 class TreeRefresh:
@@ -51,8 +55,13 @@ class TreeRefresh:
     their difference to the spreads, which margins are made of, was that of a full pass: 0.27 and 0.26.
     A sample that is drawn again counts again. Until every class has been in a batch there is nothing to fit: the tree stays
     as it is, a warning says so once, and the refresh is made up for after the next epoch (with `every_n_iterations`, as soon
-    as the last class has been seen). Batches that are not finite are left out; sixteen in a row are an error. In several
-    processes each sees its own batches, and the trees differ; use a full pass there.
+    as the last class has been seen). Batches that are not finite are left out; sixteen in a row are an error.
+
+    In a torch.distributed job every process must call the hook. Each embeds a part of `dataset` (with the model inside a
+    `DistributedDataParallel`, so that nobody waits for another's batch), the sums are added up, and all end with the same
+    tree, and shared time. What fails on one fails on all, and the old trees stay. With `mode="streaming"` the batches of all
+    processes count, each forgetting by its own; those that all have seen, as under PML's
+    `DistributedLossWrapper(efficient=False)`, count once. Models whose forward pass needs all processes (FSDP) would hang.
 
     Args:
         tree: the tree that sampler and loss share.
@@ -74,6 +83,7 @@ class TreeRefresh:
         forget: with "streaming", what older samples of a class weigh each time a batch has new ones of it, in (0, 1]: with
             0.5, the default, the last three such batches or so count.
         batch_size, num_workers: of the pass over `dataset`; `num_workers=None` takes the trainer's number.
+        group: the processes of a torch.distributed job that share a refresh; default, all.
         tensorboard_writer: a `SummaryWriter` that gets a picture of each new tree, as "class_tree". Needs matplotlib.
         then: another end-of-epoch hook to call after each epoch, such as the one that PML's `HookContainer` makes (which
             so saves the new tree). What it returns is passed on: `False` ends the training.
@@ -88,6 +98,7 @@ class TreeRefresh:
             labels; a watched `loss` that the trainer does not call, or calls under several names. At once: an unknown
             `mode`, "streaming" without a loss or labels or with `samples_per_class`, `forget` outside (0, 1].
         TypeError: `tree` is no ClassTree, `loss` is no module, or a hook cannot be called.
+        RuntimeError: while refreshing, another process has failed; names its rank and its error.
         ImportError: `tensorboard_writer` without matplotlib.
     """
 
@@ -107,6 +118,7 @@ class TreeRefresh:
         forget: float = 0.5,
         batch_size: int = 256,
         num_workers: int | None = None,
+        group: Group | None = None,
         tensorboard_writer: Any = None,
         then: Callable[[Any], Any] | None = None,
         then_each_iteration: Callable[[Any], Any] | None = None,
@@ -128,6 +140,7 @@ class TreeRefresh:
         self.seed = integer_at_least(0, "seed", seed)
         self.batch_size = integer_at_least(1, "batch_size", batch_size)
         self.num_workers = _optional_integer(0, "num_workers", num_workers)
+        self.group = group
         self.tensorboard_writer = tensorboard_writer
         if tensorboard_writer is not None:
             from . import plots
@@ -195,67 +208,70 @@ class TreeRefresh:
             data_and_label_getter: from a batch to (inputs, labels); default, a batch is such a pair.
             collate_fn: of the loader.
         """
+        ranks, start = Ranks(self.group), time.perf_counter()
         if self.watch is not None:
-            if self._has_seen_all_classes():
-                self._fit_watched(lambda statistics: None, "cpu" if device is None else device)
-                self._draw(step=self.num_refreshes - 1)
-            return
-        if model is None:
-            raise ValueError('refresh needs the model that embeds the data set, unless the refresh has mode="streaming"')
-        if device is None:
-            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        loader = self._loader(self.num_workers or 0, collate_fn, known_labels=None)
+            statistics = self._watched(ranks)
+            if statistics is None:
+                return
+            device = "cpu" if device is None else device
+        else:
+            with ranks.together(REFRESH):
+                if model is None:
+                    raise ValueError(
+                        'refresh needs the model that embeds the data set, unless the refresh has mode="streaming"'
+                    )
+                model = unwrapped(model)
+                if device is None:
+                    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+                loader = self._loader(self.num_workers or 0, collate_fn, ranks, known_labels=None)
 
-        def batches() -> Iterator[tuple[torch.Tensor, Labels]]:
-            for batch in loader:
-                inputs, labels = batch if data_and_label_getter is None else data_and_label_getter(batch)
-                yield model(to_device(inputs, device=device, dtype=dtype)), labels
+                def batches() -> Iterator[tuple[torch.Tensor, Labels]]:
+                    for batch in loader:
+                        inputs, labels = batch if data_and_label_getter is None else data_and_label_getter(batch)
+                        yield model(to_device(inputs, device=device, dtype=dtype)), labels
 
-        self._fit([model], batches(), self._compare_given_labels, device)
+                statistics = collect_statistics([model], batches())
+            statistics.all_reduce(self.group)
+            with ranks.together(REFRESH):
+                self._compare_given_labels(statistics)
+        self._fit(statistics, device, ranks, start)
         self._draw(step=self.num_refreshes - 1)
 
     def _refresh_in(self, trainer: Any) -> None:
-        is_first = self.num_refreshes == 0
-        if self.watch is not None:
-            if is_first:
+        ranks, start = Ranks(self.group), time.perf_counter()
+        is_first, sampler = self.num_refreshes == 0, trainer.sampler
+        with ranks.together(REFRESH):
+            if is_first and self.watch is not None:
                 check_watched(trainer, self.watch.loss)
-            if not self._has_seen_all_classes():
-                return
-        samples = labels_of_samples(trainer) if is_first else None
-
-        def check(statistics: ClassStatistics) -> None:
-            compare_labels(statistics.labels.cpu(), trainer, samples, self.tree if is_first else None)
-
-        sampler = trainer.sampler
+            samples = labels_of_samples(trainer) if is_first else None
         step = trainer.get_global_iteration() + 1 if hasattr(trainer, "iteration") else 0
-        if self.watch is not None:
-            self._fit_watched(check, trainer.data_device)
-        else:
-            labels = sampler.labels if isinstance(sampler, AnchorNeighborSampler) else None
-            num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
-            loader = self._loader(num_workers, trainer.collate_fn, labels)
-            batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
-            self._fit(list(trainer.models.values()), batches, check, trainer.data_device)
+        statistics = self._embedded(trainer, ranks) if self.watch is None else self._watched(ranks)
+        if statistics is None:
+            return
+        with ranks.together(REFRESH):
+            compare_labels(statistics.labels.cpu(), trainer, samples, self.tree if is_first else None)
+        self._fit(statistics, trainer.data_device, ranks, start)
         if hasattr(trainer, "dataloader") and getattr(sampler, "tree", None) is self.tree:
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
             trainer.dataloader_iter = _anew(trainer.dataloader)
         self._draw(step)
 
-    def _fit(
-        self,
-        models: list[torch.nn.Module],
-        batches: Batches,
-        check: Callable[[ClassStatistics], None],
-        device: torch.device | str,
-    ) -> None:
-        start = time.perf_counter()
-        statistics = collect_statistics(models, batches)
-        check(statistics)
-        self._fit_to(statistics, device, start)
+    def _embedded(self, trainer: Any, ranks: Ranks) -> ClassStatistics:
+        """The statistics of the data set, embedded as the trainer does."""
+        with ranks.together(REFRESH), without_ddp(trainer.models):
+            labels = trainer.sampler.labels if isinstance(trainer.sampler, AnchorNeighborSampler) else None
+            num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
+            loader = self._loader(num_workers, trainer.collate_fn, ranks, labels)
+            batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
+            statistics = collect_statistics(list(trainer.models.values()), batches)
+        return statistics.all_reduce(self.group)
 
-    def _has_seen_all_classes(self) -> bool:
-        """Whether the batches watched have had every class; if not, the refresh is overdue."""
-        missing = self.watch.missing()
+    def _watched(self, ranks: Ranks) -> ClassStatistics | None:
+        """The statistics of the batches watched; None, and the refresh is overdue, if they have not had every class."""
+        with ranks.together(REFRESH):
+            self.watch.up_to_date()
+        statistics = self.watch.of_all(ranks)
+        missing = self.watch.labels if statistics is None else statistics.labels[statistics.counts == 0]
         self._is_overdue = len(missing) > 0
         if self._is_overdue and not self._has_warned:
             self._has_warned = True
@@ -264,16 +280,10 @@ class TreeRefresh:
                 f"{name_some(missing)}; more warmup_epochs, or longer epochs, give each its turn",
                 stacklevel=3,
             )
-        return not self._is_overdue
+        return None if self._is_overdue else statistics
 
-    def _fit_watched(self, check: Callable[[ClassStatistics], None], device: torch.device | str) -> None:
-        start = time.perf_counter()
-        statistics = self.watch.up_to_date()
-        check(statistics)
-        self._fit_to(statistics, device, start)
-
-    def _fit_to(self, statistics: ClassStatistics, device: torch.device | str, start: float) -> None:
-        self.tree.fit(statistics, device=device)
+    def _fit(self, statistics: ClassStatistics, device: torch.device | str, ranks: Ranks, start: float) -> None:
+        self.tree.fit(statistics, device=device, ranks=ranks)
         self.tree.refresh_seconds = time.perf_counter() - start
         self.seconds += self.tree.refresh_seconds
         self.num_refreshes += 1
@@ -309,7 +319,7 @@ class TreeRefresh:
             compare_classes(statistics.labels.cpu(), torch.from_numpy(self.labels).unique(), "the refresh was given", advice)
 
     def _loader(
-        self, num_workers: int, collate_fn: Callable[..., Any] | None, known_labels: np.ndarray | None
+        self, num_workers: int, collate_fn: Callable[..., Any] | None, ranks: Ranks, known_labels: np.ndarray | None
     ) -> DataLoader[Any]:
         dataset = self.dataset
         if self.samples_per_class is not None:
@@ -322,6 +332,8 @@ class TreeRefresh:
                 )
             generator = np.random.default_rng([self.seed, self.num_refreshes])
             dataset = subset_per_class(dataset, labels, self.samples_per_class, generator)
+        if ranks.size > 1:
+            dataset = share_of(dataset, ranks)
         return make_loader(dataset, self.batch_size, num_workers, collate_fn)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 
+import numpy as np
 import torch
 
 from .distributed import Group, Ranks
@@ -132,9 +133,7 @@ class ClassStatistics:
         Raises:
             ValueError: embedding sizes that differ. Nothing has been added then, in any process.
         """
-        return self._all_reduce(Ranks(group))
-
-    def _all_reduce(self, ranks: Ranks) -> ClassStatistics:
+        ranks = Ranks(group)
         sizes = ranks.gather(self.embedding_size)
         if len(set(sizes)) > 1:
             raise ValueError(f"the embedding sizes of ranks 0 .. {ranks.size - 1} differ: {', '.join(map(str, sizes))}")
@@ -199,6 +198,11 @@ class ClassStatistics:
             means = [self._sums[ends] / self._weights[ends].unsqueeze(1) for ends in block.unbind(1)]
             found.append(norms[block].sum(dim=1) - 2 * (means[0] * means[1]).sum(dim=1))
         return torch.cat(found).clamp_(min=0)
+
+    def fingerprint(self) -> np.ndarray:
+        """The sums over all classes, (D + 2,) float64: the same, up to rounding, for the same samples only."""
+        sums = [self._sums.sum(dim=0), self._weights.sum().unsqueeze(0), self.counts.sum().double().unsqueeze(0)]
+        return torch.cat(sums).cpu().numpy()
 
     def is_finite(self) -> bool:
         """Whether all sums are numbers."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any
 
+import numpy as np
 import torch
 
+from .distributed import Ranks
 from .labels import label_tensor, positions
 from .statistics import ClassStatistics
 
@@ -77,10 +80,24 @@ class LossWatch:
             )
         return self.statistics
 
-    def missing(self) -> torch.Tensor:
-        """The labels of which there has been no sample, (M,) int64."""
-        statistics = self.up_to_date()
-        return self.labels if statistics is None else statistics.labels[statistics.counts == 0]
+    def of_all(self, ranks: Ranks) -> ClassStatistics | None:
+        """The statistics of all ranks, after `up_to_date` on each; None if no rank has seen a batch.
+
+        They are added up, or where all ranks have seen the same samples those of one.
+        """
+        if ranks.size == 1:
+            return self.statistics
+        own = None if self.statistics is None else (self.statistics.embedding_size, self.statistics.fingerprint())
+        seen = ranks.gather(own)
+        sizes = [size for size, _ in filter(None, seen)]
+        if not sizes:
+            return None
+        if len(sizes) == ranks.size and all(np.allclose(seen[0][1], other, rtol=1e-9, atol=1e-12) for _, other in seen):
+            return self.statistics
+        statistics = self.statistics
+        if statistics is None:
+            statistics = ClassStatistics(self.labels, sizes[0], forget=self.forget)
+        return copy.deepcopy(statistics).all_reduce(ranks.group)
 
     def _attach(self) -> None:
         hook = _Hook(self)

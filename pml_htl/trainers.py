@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,23 @@ def embed_batches(trainer: Any, loader: DataLoader[Any], part: slice) -> Iterato
         labels = process_label(labels, trainer.label_hierarchy_level, trainer.label_mapper)
         for data in streams:
             yield trainer.compute_embeddings(data)[:, part], labels
+
+
+@contextmanager
+def without_ddp(models: dict[str, torch.nn.Module]) -> Iterator[None]:
+    """A trainer's models without their DistributedDataParallel: in a forward pass that waits for the other processes, and
+    would wait forever for one that has no more batches."""
+    wrapped = dict(models)
+    models.update({name: unwrapped(model) for name, model in wrapped.items()})
+    try:
+        yield
+    finally:
+        models.update(wrapped)
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside a DistributedDataParallel."""
+    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
 
 
 def part_of_embedding(trainer: Any, tree: ClassTree) -> slice:

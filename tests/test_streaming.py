@@ -125,12 +125,12 @@ def test_what_does_not_train_does_not_count():
     loss = losses.TripletMarginLoss()
     watch = LossWatch(loss, LABELS, 0.5)
     loss(*batch(requires_grad=False))
-    assert watch.up_to_date() is None and torch.equal(watch.missing(), LABELS.unique())
+    assert watch.up_to_date() is None
     reference = batch(1)
     loss(*batch(0), ref_emb=reference[0].detach(), ref_labels=reference[1])
     expected = ClassStatistics(LABELS, 8).update(*batch(0))
     assert torch.equal(watch.up_to_date().means, expected.means)
-    assert len(watch.missing()) == 0
+    assert (watch.up_to_date().counts > 0).all()
 
 
 def test_a_memory_does_not_count():
