@@ -36,6 +36,7 @@ from .data import IN_FILES, IN_MEMORY, Splits, load
 from .methods import METHODS, Contender, Settings, parse_contender
 from .networks import NETWORKS
 from .parallel import quiet
+from .ranks import process_group
 from .speed.cases import PARTS
 from .speed.run import run as run_speed
 from .study import document_of as outcome_of_tuning
@@ -270,6 +271,22 @@ def speed(
     run_speed(parts or list(PARTS), threads, torch.get_num_threads(), device, large, output, console)
 
 
+@app.command()
+def scaling(
+    output: Annotated[Path, typer.Option(help="Results file; those of other numbers of processes stay in it.")] = Path(
+        "runs/scaling.json"
+    ),
+) -> None:
+    """Time the stages of a refresh in several processes, beside one that does all the work alone.
+
+    torchrun --nproc-per-node=2 -m benchmarks scaling
+    """
+    with explained_errors():
+        from .speed import scaling as stages
+
+        stages.run(output, console)
+
+
 @app.command("methods")
 def list_methods() -> None:
     """List the methods and their settings."""
@@ -339,7 +356,8 @@ def spread_lists(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     quiet()
-    app(spread_lists(sys.argv[1:] if arguments is None else arguments), prog_name="python -m benchmarks")
+    with process_group():
+        app(spread_lists(sys.argv[1:] if arguments is None else arguments), prog_name="python -m benchmarks")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ UNITS = {
     "sampler": "a batch",
     "tree": "a fit",
     "epoch": "an iteration with its share of the refresh",
+    "statistics": "updates with all embeddings, and their sum over the ranks",
+    "shared fit": "a fit",
+    "refresh": "a whole refresh",
 }
 BESIDE = {
     "loss": "peer: PML's TripletMarginLoss, floors: Gram matrix with backward, by autograd and in one product less",
@@ -23,6 +26,7 @@ BESIDE = {
     "sampler": "peer: PML's MPerClassSampler",
     "epoch": "peer: PML's TripletMarginLoss with the same sampler and no refresh",
     "tree": "peers: single linkage of SciPy and scikit-learn, floor: one product of all class means",
+    **dict.fromkeys(("statistics", "shared fit", "refresh"), "peer: one of the processes does all the work alone"),
 }
 MEASUREMENT = {"part": str, "sizes": dict, "classes": str, "name": str, "role": str, "threads": int, "seconds": dict}
 BYTES_OF_FLOAT = 4

@@ -1,0 +1,52 @@
+"""The benchmarks under torchrun: the process group, and what is for one of its processes to do."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import distributed
+
+PATIENCE = datetime.timedelta(hours=1)  # the others wait while the first tests a model
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Joins the group that torchrun has made, if it has started this process."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def number_of_processes() -> int:
+    """How many there are; 1 without torchrun."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def own_rank() -> int:
+    """Which of them this is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
+def group_of_this_process() -> distributed.ProcessGroup | None:
+    """A group of this process alone; all processes must ask for theirs. None without torchrun."""
+    if not distributed.is_initialized():
+        return None
+    return [distributed.new_group([rank]) for rank in range(number_of_processes())][own_rank()]
