@@ -24,8 +24,9 @@ class HTL:
         num_anchors, neighborhood_size, samples_per_class: the batch: so many anchor classes, each with its neighbourhood of
             so many classes (itself counted), so many samples of each. See `AnchorNeighborSampler`.
         num_levels, linkage: of the tree, 16 and "single" by default. See `ClassTree`.
-        tree: instead, a tree of one's own with its own settings. Its `max_neighbors` should be at least
-            `num_anchors * neighborhood_size - 1`: any neighbour may be taken by the other classes of a batch.
+        tree: instead, a tree of one's own with its own settings, such as `ClassTree.from_taxonomy(...)`. Its `max_neighbors`
+            should be at least `num_anchors * neighborhood_size - 1`: any neighbour may be taken by the other classes of a
+            batch.
         beta, initial_margin, tree_weight, continuous, distance: of the margins. See `DynamicMarginMiner`.
         batches_per_epoch, seed: of the sampler.
         **loss_kwargs: to `HierarchicalTripletLoss`, such as `temperature`, `reducer`, `swap`, `collect_stats`.

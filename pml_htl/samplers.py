@@ -37,7 +37,7 @@ class AnchorNeighborSampler(BatchSampler):
 
     Behaviour in corner cases:
 
-    - While the tree is not fitted, neighbours are random classes.
+    - While the tree is not fitted, neighbours are random classes, unless its hierarchy was given: that has neighbours.
     - A class with fewer samples than asked for is drawn with replacement.
     - When the walk ends inside a batch, its last classes are kept free to be anchors if they would be skipped otherwise.
     - A batch larger than the tree's `max_neighbors` can use up all known neighbours of an anchor; random classes follow.
@@ -47,8 +47,8 @@ class AnchorNeighborSampler(BatchSampler):
       walk on, so the batches after it depend on how many workers there are.
 
     Raises:
-        ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, or counts below 1; while
-            drawing, a tree that was fitted on other classes.
+        ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, counts below 1, or a tree
+            whose given hierarchy has other classes; while drawing, a tree that was fitted on other classes.
         TypeError: labels that are not integers, or a tree that is none.
     """
 
@@ -75,6 +75,8 @@ class AnchorNeighborSampler(BatchSampler):
         self._order = np.argsort(self.labels, kind="stable")
         self._starts = np.cumsum(self._counts) - self._counts
         self._check_classes()
+        if tree.is_given:  # no fit will change its classes
+            self._check_tree()
 
         batch_size = self.num_anchors * self.neighborhood_size * self.samples_per_class
         super().__init__(SequentialSampler(self.labels), batch_size, drop_last=True)
@@ -187,7 +189,7 @@ class AnchorNeighborSampler(BatchSampler):
         if not np.array_equal(tree_classes, self.classes):
             difference = torch.from_numpy(np.setxor1d(tree_classes, self.classes))
             raise ValueError(
-                f"the tree was fitted on {len(tree_classes)} classes and the sampler has {len(self.classes)}: only one of "
+                f"the tree has {len(tree_classes)} classes and the sampler has {len(self.classes)}: only one of "
                 f"them knows {name_some(difference)}; give both the same labels, before or after any mapping of labels"
             )
 

@@ -20,7 +20,7 @@ EXPORTS = {
     "TreeRefresh", "HTL", "__version__",
 }  # fmt: skip
 MODULES = (
-    "labels", "statistics", "linkage", "tree", "samplers", "hinge", "miners", "losses", "hooks", "recipe", "plots",
+    "labels", "statistics", "linkage", "given", "tree", "samplers", "hinge", "miners", "losses", "hooks", "recipe", "plots",
 )  # fmt: skip
 
 
