@@ -72,8 +72,14 @@ def cut_levels(edges: np.ndarray, heights: np.ndarray, thresholds: np.ndarray) -
 
     At level l the merges with a height strictly below `thresholds[l]` have happened; at the last level all have.
     """
-    num_classes, num_levels = len(edges) + 1, len(thresholds) - 1
+    num_levels = len(thresholds) - 1
     merge_levels = np.searchsorted(thresholds, heights, side="right").clip(max=num_levels)
+    return nodes_of_merges(edges, merge_levels, num_levels)
+
+
+def nodes_of_merges(edges: np.ndarray, merge_levels: np.ndarray, num_levels: int) -> np.ndarray:
+    """The nodes, as of `cut_levels`, where merge i of the `edges` (C - 1, 2) happens at level `merge_levels[i]`, 0 .. L."""
+    num_classes = len(edges) + 1
     nodes = np.empty((num_classes, num_levels + 1), dtype=np.int64)
     for level in range(num_levels + 1):
         first, second = edges[merge_levels <= level].T

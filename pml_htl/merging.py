@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from .distributed import Ranks
-from .linkage import merge_classes
+from .labels import name_some
+from .linkage import MAX_SQUARED_DISTANCE, merge_classes
 from .nearest import class_points, nearest_classes
 from .spanning import minimum_spanning_edges
 from .statistics import ClassStatistics
@@ -57,3 +58,21 @@ def _by_matrix(statistics: ClassStatistics, linkage: str, num_neighbors: int) ->
     edges, heights = merge_classes(distances.cpu().numpy(), linkage)
     nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False).indices
     return Merges(edges, heights, nearest.cpu().numpy())
+
+
+def check_statistics(statistics: ClassStatistics) -> None:
+    """Raises a `ValueError` that says why there is no tree of these statistics, as documented at `ClassTree.fit`."""
+    labels, counts = statistics.labels, statistics.counts
+    if len(labels) < 2:
+        raise ValueError(f"a class tree needs at least two classes, but the data set has one, {name_some(labels)}")
+    if (counts == 0).any():
+        raise ValueError(f"there are no samples of {name_some(labels[counts == 0])}; a class tree needs some of every class")
+    if not (counts > 1).any():
+        raise ValueError("every class has a single sample; the average spread needs at least one class with two")
+    if not statistics.is_finite():
+        raise ValueError("the class statistics hold NaN or infinite values; the tree is left as it was")
+    if statistics.average_spread > MAX_SQUARED_DISTANCE * (1 + 1e-6):
+        raise ValueError(
+            f"the average spread is {statistics.average_spread:.4g}, but squared distances of normalised embeddings "
+            "are at most 4; normalise the embeddings"
+        )

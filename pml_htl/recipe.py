@@ -23,7 +23,10 @@ class HTL:
         labels: (N,) the label of every training sample, as sampler and loss see them (after any mapping).
         num_anchors, neighborhood_size, samples_per_class: the batch: so many anchor classes, each with its neighbourhood of
             so many classes (itself counted), so many samples of each. See `AnchorNeighborSampler`.
-        num_levels, linkage: of the tree. See `ClassTree`.
+        num_levels, linkage: of the tree, 16 and "single" by default. See `ClassTree`.
+        tree: instead, a tree of one's own with its own settings, such as `ClassTree.from_taxonomy(...)`. Its `max_neighbors`
+            should be at least `num_anchors * neighborhood_size - 1`: any neighbour may be taken by the other classes of a
+            batch.
         beta, initial_margin, tree_weight, continuous, distance: of the margins. See `DynamicMarginMiner`.
         batches_per_epoch, seed: of the sampler.
         **loss_kwargs: to `HierarchicalTripletLoss`, such as `temperature`, `reducer`, `swap`, `collect_stats`.
@@ -33,6 +36,7 @@ class HTL:
         batch_size: num_anchors * neighborhood_size * samples_per_class; of several processes, the part of one.
 
     Raises:
+        ValueError: `tree` together with `num_levels` or `linkage`.
         ValueError, TypeError: as the parts do.
 
     Example:
@@ -51,8 +55,9 @@ class HTL:
         num_anchors: int,
         neighborhood_size: int,
         samples_per_class: int,
-        num_levels: int = 16,
-        linkage: str = "single",
+        num_levels: int | None = None,
+        linkage: str | None = None,
+        tree: ClassTree | None = None,
         beta: float = 0.1,
         initial_margin: float = 0.2,
         tree_weight: float = 1.0,
@@ -62,7 +67,13 @@ class HTL:
         seed: int | None = None,
         **loss_kwargs: Any,
     ) -> None:
-        self.tree = ClassTree(num_levels, linkage=linkage)
+        if tree is not None and (num_levels is not None or linkage is not None):
+            raise ValueError(
+                "a tree of one's own has its num_levels and linkage: leave both out, or leave out the tree; got "
+                f"num_levels={num_levels!r} and linkage={linkage!r}"
+            )
+        levels = 16 if num_levels is None else num_levels
+        self.tree = ClassTree(levels, linkage="single" if linkage is None else linkage) if tree is None else tree
         self.sampler = AnchorNeighborSampler(
             labels,
             self.tree,
@@ -72,8 +83,8 @@ class HTL:
             batches_per_epoch=batches_per_epoch,
             seed=seed,
         )
-        # Any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has.
-        self.tree.max_neighbors = max(self.tree.max_neighbors, num_anchors * neighborhood_size - 1)
+        if tree is None:  # any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has
+            self.tree.max_neighbors = max(self.tree.max_neighbors, num_anchors * neighborhood_size - 1)
         self.miner = DynamicMarginMiner(
             self.tree,
             beta=beta,

@@ -57,7 +57,7 @@ class AnchorNeighborSampler(BatchSampler):
 
     Behaviour in corner cases:
 
-    - While the tree is not fitted, neighbours are random classes.
+    - While the tree is not fitted, neighbours are random classes, unless its hierarchy was given: that has neighbours.
     - A class with fewer samples than asked for is drawn with replacement.
     - When the walk ends inside a batch, its last classes are kept free to be anchors if they would be skipped otherwise.
     - A batch larger than the tree's `max_neighbors` can use up all known neighbours of an anchor; random classes follow.
@@ -72,8 +72,8 @@ class AnchorNeighborSampler(BatchSampler):
     Raises:
         ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, counts below 1, anchors that
             the processes do not divide, a rank that is not among them, or several processes without a `seed` (these
-            when an iteration begins, if the process group is there only then); while drawing, a tree that was fitted
-            on other classes.
+            when an iteration begins, if the process group is there only then); a tree
+            whose given hierarchy has other classes; while drawing, a tree that was fitted on other classes.
         TypeError: labels that are not integers, or a tree that is none.
     """
 
@@ -102,6 +102,8 @@ class AnchorNeighborSampler(BatchSampler):
         self._order = np.argsort(self.labels, kind="stable")
         self._starts = np.cumsum(self._counts) - self._counts
         self._check_classes()
+        if tree.is_given:  # no fit will change its classes
+            self._check_tree()
 
         self.num_replicas = None if num_replicas is None else integer_at_least(1, "num_replicas", num_replicas)
         self.rank = None if rank is None else integer_at_least(0, "rank", rank)
@@ -334,7 +336,7 @@ class AnchorNeighborSampler(BatchSampler):
         if not np.array_equal(tree_classes, self.classes):
             difference = torch.from_numpy(np.setxor1d(tree_classes, self.classes))
             raise ValueError(
-                f"the tree was fitted on {len(tree_classes)} classes and the sampler has {len(self.classes)}: only one of "
+                f"the tree has {len(tree_classes)} classes and the sampler has {len(self.classes)}: only one of "
                 f"them knows {name_some(difference)}; give both the same labels, before or after any mapping of labels"
             )
 

@@ -123,7 +123,7 @@ def compare_labels(found: torch.Tensor, trainer: Any, samples: torch.Tensor | No
     Args:
         found: (C,) the classes found in the data set.
         samples: labels on which the trainer trains, if they are known.
-        tree: the tree if it was fitted by someone else, before the first refresh.
+        tree: the tree before the first refresh; it has classes if it was fitted by someone else, or given.
 
     Raises:
         ValueError: a difference; says which labels differ and which side to change.
@@ -138,9 +138,9 @@ def compare_labels(found: torch.Tensor, trainer: Any, samples: torch.Tensor | No
                 f"the trainer trains on {name_some(unknown)}, not in the refresh's data set of {len(found)} classes; "
                 "give TreeRefresh the training set, under its evaluation transform"
             )
-    if tree is not None and tree.is_fitted:
+    if tree is not None and tree.labels is not None:
         advice = "change the trainer's label mapping to the labels of that tree, or begin with a new ClassTree"
-        compare_classes(found, tree.labels.cpu(), "the class tree, as it was fitted or loaded before,", advice)
+        compare_classes(found, tree.labels.cpu(), "the class tree, as it was fitted, loaded or given before,", advice)
 
 
 def compare_classes(found: torch.Tensor, known: torch.Tensor, owner: str, advice: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import UserDict
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import given as hierarchies
 from . import linkage as linkages
 from .cophenetic import largest_between, lay_out, maxima_of_runs
 from .distributed import Ranks
-from .labels import Labels, integer_at_least, label_tensor, name_some, positions
-from .merging import Merges, merge_and_find_nearest
+from .given import Numbers
+from .labels import Labels, integer_at_least, label_tensor, positions
+from .merging import check_statistics, merge_and_find_nearest
 from .statistics import ClassStatistics
-from .tree_state import FORMAT_VERSION, NAMES, problem_with
+from .tree_state import NAMES, SHAPE_NAMES, problem_with, read_entries, shape_of, version_of, with_spreads
+from .warn import warn_of_collapse
 
-COLLAPSED_SPREAD = 1e-4
 FIT = "the fit of the class tree"
 
 
@@ -35,12 +36,16 @@ class ClassTree(torch.nn.Module):
     One tree is shared: the sampler asks it for near classes, the miner for the margins of class pairs. Build it from
     statistics (`fit`), from embeddings (`fit_embeddings`) or, in training, by `TreeRefresh`.
 
+    The hierarchy can also be given, by `from_distances` or `from_taxonomy`. Every fit then keeps its merges and nearest
+    classes, and takes only spreads, `d_0` and so the thresholds from the embeddings. Before the first (if no spreads were
+    given) such a tree is not fitted, and margins are the initial ones; but `neighbors` and the sampler have its classes.
+
     Args:
         num_levels: L, 16 in the paper.
         linkage: "single" (the paper's), or "average" or "complete" for comparison.
         max_neighbors: how many nearest classes of each class are kept for `neighbors`.
 
-    Attributes (buffers, None while the tree is not fitted; distances are squared):
+    Attributes (buffers, None while the tree is not fitted, but for a given hierarchy; distances are squared):
         labels: (C,) int64, the sorted labels of the classes.
         thresholds: (L + 1,) float64, `d_0 .. d_L`.
         spreads: (C,) float64, `s_c`; a class with one sample has the average spread.
@@ -49,10 +54,13 @@ class ClassTree(torch.nn.Module):
         merge_edges, merge_heights: (C - 1, 2) int64 and (C - 1,) float64, the merges in ascending order as pairs of class
             positions; with single linkage the edges of the minimum spanning tree and their lengths.
         nearest_classes: (C, min(max_neighbors, C - 1)) int64, positions of the nearest other classes, nearest first.
+        given_heights, taxonomy_height: (C - 1,) float64 and int64 scalar H, of a given hierarchy alone: where each merge is,
+            1 .. H levels up, or, with H = 0, the squared distance.
 
-    The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all. `.to(device)`
-    moves it; `.half()`, `.double()` and the like leave its types as they are. Look-ups for labels on another device use a
-    copy there, made once per fit. Memory is O(C (L + max_neighbors)).
+    The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all; a tree with a
+    given hierarchy takes no state of a tree without. `.to(device)` moves it; `.half()`, `.double()` and the like leave its
+    types as they are. Look-ups for labels on another device use a copy there, made once per fit. Memory is
+    O(C (L + max_neighbors)).
 
     A fit takes a float64 matrix of all class distances up to 2,048 classes. Beyond that, single linkage takes memory of
     O(C (D + max_neighbors)) and the time of one or two products of all class means in float32: by faiss where it is
@@ -75,6 +83,8 @@ class ClassTree(torch.nn.Module):
     merge_edges: torch.Tensor | None
     merge_heights: torch.Tensor | None
     nearest_classes: torch.Tensor | None
+    given_heights: torch.Tensor | None
+    taxonomy_height: torch.Tensor | None
 
     def __init__(self, num_levels: int = 16, *, linkage: str = "single", max_neighbors: int = 64) -> None:
         super().__init__()
@@ -84,7 +94,7 @@ class ClassTree(torch.nn.Module):
         self.max_neighbors = integer_at_least(1, "max_neighbors", max_neighbors)
         self.linkage = linkage
         # Marks a saved tree as one, so that a foreign file is told from the file of an unfitted tree.
-        self.register_buffer("format_version", torch.tensor(FORMAT_VERSION))
+        self.register_buffer("format_version", torch.tensor(version_of({})))
         for name in NAMES:
             self.register_buffer(name, None)
         self._buffers = _Unrecorded(self._buffers)
@@ -95,8 +105,79 @@ class ClassTree(torch.nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there is a tree yet."""
-        return self.labels is not None
+        """Whether there is a tree yet, with spreads and thresholds."""
+        return self.thresholds is not None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the hierarchy was given, by `from_distances` or `from_taxonomy`, so that every fit keeps it."""
+        return self.given_heights is not None
+
+    @classmethod
+    def from_distances(
+        cls,
+        labels: Labels,
+        squared_distances: Numbers,
+        *,
+        spreads: Numbers | None = None,
+        num_levels: int = 16,
+        linkage: str = "single",
+        max_neighbors: int = 64,
+        seed: int = 0,
+    ) -> ClassTree:
+        """A given hierarchy by class distances of one's own, such as those of a teacher network; merges stay where they are.
+
+        Args:
+            labels: (C,) the distinct labels of all classes, in any order.
+            squared_distances: (C, C) in the order of `labels`, symmetric, in [0, 4], the scale of the embeddings; the
+                diagonal does not count.
+            spreads: (C,) `s_c`, likewise; with them, and their mean as `d_0`, the tree is fitted at once.
+            num_levels, linkage, max_neighbors: as for any tree.
+            seed: of the order of equally near classes, which is another one for each class.
+
+        Raises:
+            ValueError: fewer than two labels, or one twice; values of other shapes, outside [0, 4] or not finite, or a
+                matrix that is not symmetric (by more than 1e-5, which rounding explains).
+            TypeError: labels that are not integers, or values that are not numbers.
+        """
+        tree = cls(num_levels, linkage=linkage, max_neighbors=max_neighbors)
+        known, order = hierarchies.sort_classes(labels)
+        distances = hierarchies.check_distances(squared_distances, known, order)
+        merges = hierarchies.merges_of_distances(distances, linkage, min(tree.max_neighbors, len(known) - 1), seed)
+        state = shape_of(known, merges, taxonomy_height=0)
+        if spreads is not None:
+            own = hierarchies.check_spreads(spreads, known, order)
+            state = with_spreads(state, own, own.mean(), tree.num_levels)
+        return tree._replace(state)
+
+    @classmethod
+    def from_taxonomy(
+        cls, labels: Labels, ancestors: Labels, *, num_levels: int | None = None, max_neighbors: int = 64, seed: int = 0
+    ) -> ClassTree:
+        """A given hierarchy by a taxonomy, such as genus, family and order of species.
+
+        Classes whose lowest common ancestor is h levels up merge at the squared distance `d_0 + (h / H) (4 - d_0)`, and
+        meet at level `ceil(h L / H)`: with L = H at level h, whose threshold is that very distance. Nearest classes are
+        those that meet lowest. No C x C matrix: memory is O(C (H + L + max_neighbors)).
+
+        Args:
+            labels: (C,) the distinct labels of all classes, in any order.
+            ancestors: (C, H) integers, the ancestor of each class 1, 2, .. H levels up; the last is the root of all.
+                Equal numbers in one column are one ancestor; those of different columns have nothing to do with each other.
+            num_levels: L; default H.
+            max_neighbors: as for any tree.
+            seed: of the order of classes that meet equally low, which is another one for each class.
+
+        Raises:
+            ValueError: fewer than two labels, or one twice; ancestors of another shape, without a common root, or not
+                nested: two classes, which are named, that have an ancestor in common and different ones above it.
+            TypeError: labels or ancestors that are not integers.
+        """
+        known, order = hierarchies.sort_classes(labels)
+        table = hierarchies.check_ancestors(ancestors, known, order)
+        tree = cls(table.shape[1] if num_levels is None else num_levels, max_neighbors=max_neighbors)
+        merges = hierarchies.merges_of_taxonomy(table, min(tree.max_neighbors, len(known) - 1), seed)
+        return tree._replace(shape_of(known, merges, taxonomy_height=table.shape[1]))
 
     @torch.no_grad()
     def fit(
@@ -105,7 +186,7 @@ class ClassTree(torch.nn.Module):
         """Builds the tree from class statistics and returns it; a tree that was there is replaced, or kept on an error.
 
         Args:
-            statistics: of all classes.
+            statistics: of all classes. A given hierarchy stays as it is, and takes spreads and thresholds from them.
             device: where the products of more than 2,048 class means run; default, that of the statistics.
             ranks: processes that share these products, `pml_htl.distributed.Ranks(group)`. All must call `fit`, with the
                 same statistics; all end with the same tree, that of rank 0, or with an error. Default, this one alone.
@@ -113,36 +194,34 @@ class ClassTree(torch.nn.Module):
         Raises:
             TypeError: `statistics` is something else.
             ValueError: fewer than two classes, a class without samples, no class with two samples, sums that are not
-                finite, or an average spread above 4 (embeddings that were not normalised).
+                finite, an average spread above 4 (embeddings that were not normalised), or other classes than those of a
+                given hierarchy.
             RuntimeError: another of the ranks has failed.
         """
         ranks = Ranks.alone() if ranks is None else ranks
         with ranks.together(FIT):
             if not isinstance(statistics, ClassStatistics):
                 raise TypeError(f"fit takes ClassStatistics, but got {type(statistics).__name__}; see also fit_embeddings")
-            _check_statistics(statistics)
-            num_neighbors = min(self.max_neighbors, len(statistics.labels) - 1)
-            device = statistics.device if device is None else torch.device(device)
-        merges = merge_and_find_nearest(statistics, self.linkage, num_neighbors, device, ranks)
+            if self.is_given:
+                hierarchies.check_same_classes(statistics.labels, self.labels)
+            check_statistics(statistics)
+        shape = self._shape_for(statistics, device, ranks)
         with ranks.together(FIT):
-            state = None if merges is None else self._state_of(statistics, merges)
+            state = shape and with_spreads(shape, statistics.spreads, statistics.average_spread, self.num_levels)
         self._replace(ranks.broadcast(state))
-        self._warn_of_collapse()
+        self._has_warned = self._has_warned or warn_of_collapse(self.d_0)
         return self
 
-    def _state_of(self, statistics: ClassStatistics, merges: Merges) -> dict[str, torch.Tensor]:
-        thresholds = linkages.merge_thresholds(statistics.average_spread.item(), self.num_levels)
-        nodes = linkages.cut_levels(merges.edges, merges.heights, thresholds)
-        return {
-            "labels": statistics.labels,
-            "thresholds": torch.from_numpy(thresholds),
-            "spreads": statistics.spreads,
-            "average_spread": statistics.average_spread,
-            "nodes": torch.from_numpy(nodes),
-            "merge_edges": torch.from_numpy(merges.edges),
-            "merge_heights": torch.from_numpy(merges.heights),
-            "nearest_classes": torch.from_numpy(merges.nearest),
-        }
+    def _shape_for(
+        self, statistics: ClassStatistics, device: torch.device | str | None, ranks: Ranks
+    ) -> dict[str, torch.Tensor | None] | None:
+        """The given hierarchy, or that of the statistics; of several ranks on the first alone."""
+        if self.is_given:
+            return None if ranks.rank else {name: self._buffers[name] for name in SHAPE_NAMES}
+        num_neighbors = min(self.max_neighbors, len(statistics.labels) - 1)
+        device = statistics.device if device is None else torch.device(device)
+        merges = merge_and_find_nearest(statistics, self.linkage, num_neighbors, device, ranks)
+        return None if merges is None else shape_of(statistics.labels, merges)
 
     def fit_embeddings(self, embeddings: torch.Tensor, labels: Labels) -> ClassTree:
         """`fit` from embeddings (N, D), which are L2-normalised here, and their labels (N,)."""
@@ -172,8 +251,9 @@ class ClassTree(torch.nn.Module):
         """The squared distance at which classes merge, whatever the levels: float64, shapes as `merge_levels`.
 
         With single linkage it is the largest edge on their path in the minimum spanning tree, and `merge_levels` is the
-        first level whose threshold lies above it. 0 for a class and itself. Source: `scipy.cluster.hierarchy.cophenet`,
-        which lists all pairs; here a table of O(C log C), made once per fit, answers any of them.
+        first level whose threshold lies above it (in a taxonomy: does not lie below it). 0 for a class and itself. Source:
+        `scipy.cluster.hierarchy.cophenet`, which lists all pairs; here a table of O(C log C), made once per fit, answers
+        any of them.
         """
         a_found, b_found = self._positions(a), self._positions(b)
         return self._heights_between(a_found, b_found)
@@ -220,8 +300,8 @@ class ClassTree(torch.nn.Module):
         return self._on(found.device, "labels")[nearest[found, :k]]
 
     def check_labels(self, labels: Labels) -> None:
-        """Raises a `ValueError` that names labels which a fitted tree does not know."""
-        if self.is_fitted:
+        """Raises a `ValueError` that names labels which the tree does not know, once it has classes."""
+        if self.labels is not None:
             self._positions(labels)
 
     def to_scipy_linkage(self) -> np.ndarray:
@@ -232,7 +312,8 @@ class ClassTree(torch.nn.Module):
     def extra_repr(self) -> str:
         """What `repr` shows, as in every torch module."""
         state = f"{len(self.labels)} classes" if self.is_fitted else "not fitted"
-        return f"num_levels={self.num_levels}, linkage={self.linkage!r}, {state}"
+        given = ", given hierarchy" if self.is_given else ""
+        return f"num_levels={self.num_levels}, linkage={self.linkage!r}{given}, {state}"
 
     # Lookups
 
@@ -243,6 +324,8 @@ class ClassTree(torch.nn.Module):
     def _on(self, device: torch.device, name: str) -> torch.Tensor:
         """A part of the state on a device, copied there once."""
         value = self._buffers[name]
+        if value is None:
+            self._require_fitted()
         if value.device == device:
             return value
         if (name, device) not in self._copies:
@@ -250,7 +333,6 @@ class ClassTree(torch.nn.Module):
         return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
-        self._require_fitted()
         labels = label_tensor(labels)
         return positions(labels, self._on(labels.device, "labels"), "the class tree")
 
@@ -268,6 +350,7 @@ class ClassTree(torch.nn.Module):
 
     def _heights_between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`cophenetic_distances` of class positions."""
+        self._require_fitted()
         if ("places", a.device) not in self._copies:
             places, gaps = lay_out(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
             self._copies["places", a.device] = torch.from_numpy(places).to(a.device)
@@ -277,12 +360,14 @@ class ClassTree(torch.nn.Module):
 
     # State
 
-    def _replace(self, state: dict[str, torch.Tensor | None]) -> None:
-        """Takes over a whole state; nothing here can fail half-way."""
-        device = self.format_version.device
-        self._buffers.update({name: None if value is None else value.detach().to(device) for name, value in state.items()})
+    def _replace(self, state: dict[str, torch.Tensor]) -> ClassTree:
+        """Takes over a whole state, of which the rest is None, and returns itself; nothing here can fail half-way."""
+        device, state = self.format_version.device, {**state, "format_version": torch.tensor(version_of(state))}
+        moved = {name: value.detach().to(device) for name, value in state.items()}
+        self._buffers.update(dict.fromkeys(NAMES) | moved)
         self._copies.clear()
         self._note_for_records()
+        return self
 
     def _note_for_records(self) -> None:
         """Plain numbers, always there: the records need as many of each, before and after the first fit."""
@@ -295,15 +380,6 @@ class ClassTree(torch.nn.Module):
             setattr(self, f"nodes_at_level_{level}", count)
         self._num_divided_levels = sum(count > 1 for count in counts)  # from there on there is one node
         self._record_these = ["d_0", "refresh_seconds", *(f"nodes_at_level_{level}" for level in range(len(counts)))]
-
-    def _warn_of_collapse(self) -> None:
-        if self.d_0 < COLLAPSED_SPREAD and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"the embeddings have collapsed: the average squared distance within a class is {self.d_0:.2g} (at most 4). "
-                "Lower the learning rate, train longer with the constant margin (warmup_epochs), or stop earlier",
-                stacklevel=4,  # past `fit` and its no_grad
-            )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
         # Follow a change of device, but of no type: half-precision thresholds or float labels would make another tree.
@@ -325,37 +401,15 @@ class ClassTree(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         """Checks everything before anything is written; what is wrong is reported the way `load_state_dict` does."""
-        saved = {name: state_dict[prefix + name] for name in NAMES if prefix + name in state_dict}
-        known = {prefix + name for name in (*NAMES, "format_version")}
-        unexpected = [key for key in state_dict if key.startswith(prefix) and key not in known]
-        missing = [] if prefix + "format_version" in state_dict else ["format_version"]
-        if saved:  # an unfitted tree saves its version alone
-            missing += [name for name in NAMES if name not in saved]
+        saved, missing, unexpected = read_entries(state_dict, prefix)
         missing_keys += [prefix + name for name in missing]
-        unexpected_keys += unexpected
+        unexpected_keys += [prefix + name for name in unexpected]
         # The lists also hold what other modules found. Their missing and unexpected keys are no error if the caller is not
         # strict, which torch does not tell here; an error message is one in any case.
         if missing or error_msgs:
             return
-        problem = problem_with(state_dict[prefix + "format_version"], saved, self.num_levels, self.labels)
+        problem = problem_with(state_dict[prefix + "format_version"], saved, self.num_levels, self.labels, self.is_given)
         if problem:
             error_msgs.append(f"class tree {prefix.rstrip('.') or 'itself'}: {problem}; the tree is left as it was")
             return
-        self._replace({name: saved[name].clone() if saved else None for name in NAMES})
-
-
-def _check_statistics(statistics: ClassStatistics) -> None:
-    labels, counts = statistics.labels, statistics.counts
-    if len(labels) < 2:
-        raise ValueError(f"a class tree needs at least two classes, but the data set has one, {name_some(labels)}")
-    if (counts == 0).any():
-        raise ValueError(f"there are no samples of {name_some(labels[counts == 0])}; a class tree needs some of every class")
-    if not (counts > 1).any():
-        raise ValueError("every class has a single sample; the average spread needs at least one class with two")
-    if not statistics.is_finite():
-        raise ValueError("the class statistics hold NaN or infinite values; the tree is left as it was")
-    if statistics.average_spread > linkages.MAX_SQUARED_DISTANCE * (1 + 1e-6):
-        raise ValueError(
-            f"the average spread is {statistics.average_spread:.4g}, but squared distances of normalised embeddings "
-            "are at most 4; normalise the embeddings"
-        )
+        self._replace({name: value.clone() for name, value in saved.items()})

@@ -1,16 +1,20 @@
-"""What a saved class tree consists of, and the checks that a file must pass before a tree takes it over."""
+"""What the state of a class tree consists of, and the checks that a file must pass before a tree takes it over."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 
+from .given import apply_heights
 from .labels import name_some
-from .linkage import cut_levels
+from .linkage import cut_levels, merge_thresholds
+from .merging import Merges
 
-FORMAT_VERSION = 1
+# Trees of a given hierarchy are version 2, so that earlier versions of this package refuse them; all others stay version 1.
+FOUND_VERSION, GIVEN_VERSION = 1, 2
 DIMENSIONS = {
     "labels": 1,
     "thresholds": 1,
@@ -20,25 +24,94 @@ DIMENSIONS = {
     "merge_edges": 2,
     "merge_heights": 1,
     "nearest_classes": 2,
+    "given_heights": 1,
+    "taxonomy_height": 0,
 }
 NAMES = tuple(DIMENSIONS)
+GIVEN_NAMES = ("given_heights", "taxonomy_height")
+SHAPE_NAMES = (
+    "labels",
+    "merge_edges",
+    "nearest_classes",
+    *GIVEN_NAMES,
+)  # of a given hierarchy, before the first fit as well
+INTEGERS = ("labels", "nodes", "merge_edges", "nearest_classes", "taxonomy_height")
 
 
-def problem_with(version: Any, saved: dict[str, Any], num_levels: int, labels: torch.Tensor | None) -> str | None:
+def shape_of(labels: torch.Tensor, merges: Merges, taxonomy_height: int | None = None) -> dict[str, torch.Tensor]:
+    """What stands before any spreads: labels and merges; those of a given hierarchy with its `taxonomy_height`."""
+    shape = {
+        "labels": labels,
+        "merge_edges": torch.from_numpy(merges.edges),
+        "nearest_classes": torch.from_numpy(merges.nearest),
+    }
+    heights = torch.from_numpy(merges.heights)
+    if taxonomy_height is None:
+        return {**shape, "merge_heights": heights}
+    return {**shape, "given_heights": heights, "taxonomy_height": torch.tensor(taxonomy_height)}
+
+
+def with_spreads(
+    shape: dict[str, torch.Tensor], spreads: torch.Tensor, average_spread: torch.Tensor, num_levels: int
+) -> dict[str, torch.Tensor]:
+    """The state of a fitted tree: its shape (`shape_of`), and what follows from spreads (C,) and their average."""
+    thresholds = merge_thresholds(average_spread.item(), num_levels)
+    edges = shape["merge_edges"].cpu().numpy()
+    heights = shape["given_heights" if "given_heights" in shape else "merge_heights"].cpu().numpy()
+    merge_heights, nodes = apply_heights(edges, heights, int(shape.get("taxonomy_height", 0)), thresholds)
+    return {
+        **shape,
+        "thresholds": torch.from_numpy(thresholds),
+        "spreads": spreads,
+        "average_spread": average_spread,
+        "nodes": torch.from_numpy(nodes),
+        "merge_heights": torch.from_numpy(merge_heights),
+    }
+
+
+def version_of(state: Collection[str]) -> int:
+    """The format version of a state with these entries."""
+    return FOUND_VERSION if set(GIVEN_NAMES).isdisjoint(state) else GIVEN_VERSION
+
+
+def read_entries(state_dict: dict[str, Any], prefix: str) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The entries of a file that are a tree's, by their names, the names of those that lack, and of those that are none."""
+    own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    saved = {name: own[name] for name in NAMES if name in own}
+    needed: tuple[str, ...] = ()
+    if version_of(saved) == GIVEN_VERSION:
+        needed = SHAPE_NAMES if set(saved) <= set(SHAPE_NAMES) else NAMES
+    elif saved:  # an unfitted tree saves its version alone
+        needed = tuple(name for name in NAMES if name not in GIVEN_NAMES)
+    missing = [name for name in ("format_version", *needed) if name not in own]
+    return saved, missing, [name for name in own if name not in (*NAMES, "format_version")]
+
+
+def problem_with(
+    version: Any, saved: dict[str, Any], num_levels: int, labels: torch.Tensor | None, is_given: bool
+) -> str | None:
     """What keeps a saved state from being a tree of `num_levels` with these labels (None: any), or None.
 
     Args:
         version: the format version in the file.
-        saved: its other entries by their names; none for a tree that was not fitted.
+        saved: its other entries by their names, none of them missing (`read_entries`).
+        is_given: whether the tree that is to take it has a given hierarchy, which only another of that kind replaces.
     """
     for name, value in (("format_version", version), *saved.items()):
         if not isinstance(value, torch.Tensor) or value.ndim != DIMENSIONS.get(name, 0):
             return f"{name} is not a tensor of {DIMENSIONS.get(name, 0)} dimensions"
-    if version != FORMAT_VERSION:
-        return f"its format version is {version.item()}, this version of pml-htl reads {FORMAT_VERSION}"
+    if version not in (FOUND_VERSION, GIVEN_VERSION):
+        return f"its format version is {version.item()}, this version of pml-htl reads {FOUND_VERSION} and {GIVEN_VERSION}"
+    if version != version_of(saved):
+        return f"its format version is {version.item()}, but its entries are those of version {version_of(saved)}"
+    if is_given and version == FOUND_VERSION:
+        return (
+            "it was saved by a tree without a given hierarchy, which this tree has and keeps; load it into a new ClassTree"
+        )
     if not saved:
         return None
-    num_classes, saved_levels = len(saved["labels"]), len(saved["thresholds"]) - 1
+    num_classes, is_fitted = len(saved["labels"]), "thresholds" in saved
+    saved_levels = len(saved["thresholds"]) - 1 if is_fitted else num_levels
     if saved_levels != num_levels:
         return f"it was saved with num_levels={saved_levels}, but this tree has num_levels={num_levels}"
     if labels is not None and not torch.equal(saved["labels"].to(labels.device), labels):
@@ -55,20 +128,45 @@ def problem_with(version: Any, saved: dict[str, Any], num_levels: int, labels: t
         "merge_edges": (num_classes - 1, 2),
         "merge_heights": (num_classes - 1,),
         "nearest_classes": (num_classes, num_neighbors),
+        "given_heights": (num_classes - 1,),
+        "taxonomy_height": (),
     }
-    positions_of_classes = ("nodes", "merge_edges", "nearest_classes")
-    for name, shape in shapes.items():
-        value = saved[name]
-        dtype = torch.int64 if name in (*positions_of_classes, "labels") else torch.float64
+    for name, value in saved.items():
+        shape, dtype = shapes[name], torch.int64 if name in INTEGERS else torch.float64
         if tuple(value.shape) != shape or value.dtype != dtype:
             return f"{name} should be {dtype} of shape {shape}, but is {value.dtype} of shape {tuple(value.shape)}"
-        if name in positions_of_classes and not ((value >= 0) & (value < num_classes)).all():
+        if name in ("nodes", "merge_edges", "nearest_classes") and not ((value >= 0) & (value < num_classes)).all():
             return f"{name} points outside its {num_classes} classes"
         if not torch.isfinite(value).all():
             return f"{name} is not finite"
     if (saved["labels"].diff() <= 0).any():
         return "its labels are not sorted"
-    edges, heights, thresholds = (saved[name].cpu().numpy() for name in ("merge_edges", "merge_heights", "thresholds"))
-    if not np.array_equal(cut_levels(edges, heights, thresholds), saved["nodes"].cpu().numpy()):
+    state = {name: value.cpu().numpy() for name, value in saved.items()}
+    problem = _problem_with_given(state) if version == GIVEN_VERSION else None
+    return _problem_with_nodes(state) if problem is None and is_fitted else problem
+
+
+def _problem_with_given(state: dict[str, np.ndarray]) -> str | None:
+    """What is wrong with the merges of a given hierarchy, or None."""
+    heights, top = state["given_heights"], state["taxonomy_height"]
+    if (np.diff(heights) < 0).any() or (heights < 0).any() or top < 0:
+        return "its given_heights do not ascend from 0"
+    if top > 0 and not (np.isin(heights, np.arange(1, top + 1))).all():
+        return f"its given_heights are not among the {top} levels of its taxonomy"
+    if cut_levels(state["merge_edges"], heights, np.zeros(2))[:, -1].any():
+        return "its merge_edges do not join all classes"
+    return None
+
+
+def _problem_with_nodes(state: dict[str, np.ndarray]) -> str | None:
+    """Why the nodes of a fitted tree, or the merge heights of a given one, are not what follows from the rest, or None."""
+    edges, heights, thresholds = (state[name] for name in ("merge_edges", "merge_heights", "thresholds"))
+    if "given_heights" in state:
+        heights, nodes = apply_heights(edges, state["given_heights"], int(state["taxonomy_height"]), thresholds)
+        if not np.allclose(heights, state["merge_heights"], rtol=0, atol=1e-9):
+            return "its merge_heights are not those of its given hierarchy and thresholds"
+    else:
+        nodes = cut_levels(edges, heights, thresholds)
+    if not np.array_equal(nodes, state["nodes"]):
         return "its nodes are not those of its merges and thresholds"
     return None

@@ -7,6 +7,7 @@ import warnings
 import torch
 
 PATIENCE = 100
+COLLAPSED_SPREAD = 1e-4
 
 
 class IdleWatch:
@@ -35,3 +36,15 @@ class IdleWatch:
                 "have a single sample of each class",
                 stacklevel=2,
             )
+
+
+def warn_of_collapse(average_spread: float) -> bool:
+    """Warns, and says so, if the samples of each class have all but become one point."""
+    if average_spread >= COLLAPSED_SPREAD:
+        return False
+    warnings.warn(
+        f"the embeddings have collapsed: the average squared distance within a class is {average_spread:.2g} (at most 4). "
+        "Lower the learning rate, train longer with the constant margin (warmup_epochs), or stop earlier",
+        stacklevel=4,  # past `fit` and its no_grad
+    )
+    return True

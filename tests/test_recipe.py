@@ -13,13 +13,15 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch.utils.data import DataLoader, TensorDataset
 
 import pml_htl
-from pml_htl import HTL
+from pml_htl import HTL, ClassTree
 
 EXPORTS = {
     "ClassStatistics", "ClassTree", "AnchorNeighborSampler", "DynamicMarginMiner", "HierarchicalTripletLoss",
     "TreeRefresh", "HTL", "__version__",
 }  # fmt: skip
-MODULES = ("labels", "statistics", "linkage", "tree", "samplers", "hinge", "miners", "losses", "hooks", "recipe", "plots")
+MODULES = (
+    "labels", "statistics", "linkage", "given", "tree", "samplers", "hinge", "miners", "losses", "hooks", "recipe", "plots",
+)  # fmt: skip
 
 
 def test_exports():
@@ -47,6 +49,21 @@ def test_the_parts_share_one_tree():
 def test_a_large_batch_keeps_enough_neighbors():
     htl = HTL(range(200), num_anchors=40, neighborhood_size=4, samples_per_class=1)
     assert htl.tree.max_neighbors == 159
+
+
+def test_a_tree_of_ones_own():
+    arguments = {"labels": range(20), "num_anchors": 2, "neighborhood_size": 3, "samples_per_class": 1}
+    tree = ClassTree(5, linkage="average", max_neighbors=1)
+    htl = HTL(tree=tree, **arguments)
+    assert htl.tree is htl.sampler.tree is htl.miner.tree is tree
+    assert (tree.num_levels, tree.linkage, tree.max_neighbors) == (5, "average", 1)
+    for setting in ({"num_levels": 5}, {"linkage": "single"}):
+        with pytest.raises(ValueError, match="leave both out, or leave out the tree"):
+            HTL(tree=tree, **arguments, **setting)
+    with pytest.raises(TypeError, match="tree must be a ClassTree"):
+        HTL(tree=3, **arguments)
+    default = HTL(**arguments).tree
+    assert (default.num_levels, default.linkage) == (16, "single")
 
 
 def test_a_plain_loop_learns_and_refreshes():
