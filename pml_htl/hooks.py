@@ -162,9 +162,7 @@ class TreeRefresh:
                 "every_n_iterations needs the trainer's iterations: "
                 "give the trainer end_of_iteration_hook=refresh.end_of_iteration_hook as well"
             )
-        epochs_after_warmup = trainer.epoch - self.warmup_epochs
-        is_time = epochs_after_warmup >= 0 and epochs_after_warmup % self.every_n_epochs == 0
-        if self.every_n_iterations is None and (is_time or self._is_overdue):
+        if self.every_n_iterations is None and self.is_due(trainer.epoch):
             self._refresh_in(trainer)
         return None if self.then is None else self.then(trainer)
 
@@ -189,6 +187,13 @@ class TreeRefresh:
             check_watched(trainer, self.watch.loss)
         elif self.warmup_epochs == 0:
             self._refresh_in(trainer)
+
+    def is_due(self, num_epochs: int) -> bool:
+        """Whether there is to be a refresh when `num_epochs` epochs are done, by `warmup_epochs` and `every_n_epochs`."""
+        if self.watch is not None and num_epochs == 0:  # nothing has been seen yet
+            return False
+        after_warmup = num_epochs - self.warmup_epochs
+        return self._is_overdue or (after_warmup >= 0 and after_warmup % self.every_n_epochs == 0)
 
     def refresh(
         self,

@@ -137,23 +137,26 @@ class AnchorNeighborSampler(BatchSampler):
         if not self._goes_on:
             self._begin_epoch()
         self._goes_on = False
-        generator = np.random.default_rng([self.seed, self._place.epoch])
-        if self._place.generator is not None:
-            generator.bit_generator.state = self._place.generator
-        epoch, batches = self._place.epoch, self._place.batches
-        while batches < self.batches_per_epoch:
-            classes, skipped, walk = self._draw_classes(generator)
+        place = self._place
+        generator = np.random.default_rng([self.seed, place.epoch])
+        if place.generator is not None:
+            generator.bit_generator.state = place.generator
+        while place.batches < self.batches_per_epoch:
+            classes, skipped, walk = self._draw_classes(place, generator)
             samples = self._draw_samples(np.array(classes), generator)
-            batches += 1
-            self._place = Place(epoch, batches, generator.bit_generator.state, skipped, walk)
-            self._places.append(self._place)
+            drawn = Place(place.epoch, place.batches + 1, generator.bit_generator.state, skipped, walk)
+            if self._place is place:  # no other iteration has begun, or been prepared by `set_epoch`
+                self._place = drawn
+                self._places.append(drawn)
+            place = drawn
             share = len(classes) // num_replicas
             yield samples[rank * share : (rank + 1) * share].ravel().tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the next `iter()` epoch `epoch` (0, 1, ...), with a walk of its own.
 
-        After `load_state_dict` in the middle of that very epoch, the rest of it.
+        After `load_state_dict` in the middle of that very epoch, the rest of it. An iteration under way goes on as it was:
+        Lightning's loader draws the first batches of a fit before it says that their epoch begins.
         """
         epoch = integer_at_least(0, "epoch", epoch)
         if not (self._goes_on and epoch == self._place.epoch):
@@ -267,13 +270,13 @@ class AnchorNeighborSampler(BatchSampler):
             draws[place] = np.where(again, choices[place] - 1, draws[place])
         return self._order[(self._starts[classes] + draws).T]
 
-    def _draw_classes(self, generator: np.random.Generator) -> tuple[list[int], list[int], np.ndarray]:
+    def _draw_classes(self, place: Place, generator: np.random.Generator) -> tuple[list[int], list[int], np.ndarray]:
         """The class positions of the next batch, group by group; and what is then skipped and left of the walk.
 
         A loop over anchors, since what a group may take depends on those before it.
         """
         batch_classes = self.num_anchors * self.neighborhood_size
-        skipped, walk = self._place.skipped, self._place.walk
+        skipped, walk = place.skipped, place.walk
         rest = len(skipped) + len(walk)  # what this round of the walk still holds
         longer = walk
         if rest < batch_classes:  # the next round may have to begin inside this batch

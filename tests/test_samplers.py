@@ -139,6 +139,23 @@ def test_set_epoch_repeats_an_epoch():
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
+def test_set_epoch_leaves_an_iteration_that_is_under_way_as_it_is():
+    tree, labels = fitted([4] * 15)
+    sampler = make(tree, labels)
+    epochs = {}
+    for epoch in (1, 2):
+        sampler.set_epoch(epoch)
+        epochs[epoch] = list(sampler)
+    for next_epoch in (1, 2):
+        sampler.set_epoch(1)
+        under_way = iter(sampler)
+        first = next(under_way)
+        sampler.set_epoch(next_epoch)
+        assert [first, *under_way] == epochs[1]
+        assert sampler.state_dict()["batches"] == 0
+        assert list(sampler) == epochs[next_epoch]
+
+
 def test_neighbors_that_the_tree_does_not_keep_are_filled_up():
     tree, labels = fitted([3] * 12, max_neighbors=2)
     sampler = make(tree, labels, anchors=2, size=6, samples=1, batches_per_epoch=10)
