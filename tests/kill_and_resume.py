@@ -24,7 +24,12 @@ from pathlib import Path
 os.environ.setdefault("TQDM_DISABLE", "1")  # before PML is imported
 
 import numpy as np
+
+# What optimizers and PML's records import when they are made, here once and not in every process.
+import record_keeper  # noqa: F401
 import torch
+import torch._dynamo
+import torch.utils.tensorboard
 from pytorch_metric_learning.testers import BaseTester, GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
