@@ -13,6 +13,7 @@ from .parallel import workers
 from .plots import plot_class_tree, plot_curves
 from .report.explorer import explorer_document, save_explorer
 from .results import Results
+from .resuming import checkpoint_of
 from .training import Outcome, Plan, train
 
 
@@ -51,6 +52,7 @@ def train_missing(
             outcome = future.result()
             title = f"{contender.title}, seed {seed}"
             results.add(contender, seed, outcome)
+            checkpoint_of(folder_of(contender, seed, results)).unlink(missing_ok=True)  # large, and of no more use
             picture = results.path.parent / "class_tree.png"
             if contender.method.name == "htl" and outcome.tree.is_fitted and not picture.exists():
                 plot_class_tree(outcome.tree, data, title, picture)

@@ -26,7 +26,7 @@ class Task:
     labels: torch.Tensor  # (N,) of the training images, classes 0 .. C - 1
     batch_size: int
     embedding_size: int
-    iterations: int
+    iterations: int  # of an epoch
     seed: int
 
     @property
@@ -115,7 +115,7 @@ def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
             f"the batch size must be a multiple of samples_per_class={per_class} and at most {per_class} of each of the "
             f"{task.num_classes} classes, but it is {task.batch_size}"
         )
-    # Its length is that of the whole training, so that it need not begin anew in the middle.
+    # Its length is that of an epoch, since the data begin anew after each.
     length = task.batch_size * task.iterations
     return samplers.MPerClassSampler(task.labels, per_class, task.batch_size, length)
 

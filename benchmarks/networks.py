@@ -61,6 +61,14 @@ class Augment(nn.Module):
         super().__init__()
         self.generator = generator
 
+    def get_extra_state(self) -> torch.Tensor:
+        """For `state_dict`: of its generator."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """For `load_state_dict`."""
+        self.generator.set_state(state.cpu())
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return images

@@ -7,7 +7,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 import pml_htl
 
 from . import study
+from .commit import current_commit
 from .evaluation import METRICS
 from .methods import METHODS, Contender
 from .speed import report
@@ -169,20 +169,6 @@ def describe_session(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
     }
-
-
-def current_commit() -> str | None:
-    """The commit of the code that runs, with "-dirty" behind it if there are changes; None outside a repository."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        code = (":/pml_htl", ":/benchmarks/*.py")
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *code) else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def summarize(document: dict[str, Any]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,11 +16,13 @@ from pytorch_metric_learning.trainers import MetricLossOnly
 from pytorch_metric_learning.utils.logging_presets import HookContainer, get_hook_container, get_record_keeper
 
 from pml_htl import ClassTree, TreeRefresh
+from pml_htl.checkpoint import CheckpointHook
 
 from .data import Splits
 from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits
 from .methods import Contender, Task
 from .networks import make_network
+from .resuming import MadeWith, RunFiles, checkpoint_of, made_with
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Plan:
 
     def task(self, data: Splits, seed: int) -> Task:
         """What a method is given to make its parts."""
-        return Task(data.train.labels, self.batch_size, self.embedding_size, self.iterations, seed)
+        return Task(data.train.labels, self.batch_size, self.embedding_size, self.epoch_iterations, seed)
 
     def comparable(self) -> dict[str, int | str]:
         """What all runs of a results file share; device and workers may change between sessions.
@@ -88,11 +91,24 @@ class Outcome:
 
 
 class Stopwatch:
-    """Times the training alone: it stands still during the end-of-epoch hooks."""
+    """Times the training alone: it stands still during the end-of-epoch hooks, and goes on after a resumption.
+
+    It also keeps the seconds of refreshing until the end of each epoch, which the hooks add.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.seconds_by_epoch: list[float] = []
+        self.refresh_seconds_by_epoch: list[float] = []
+        self._start = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        vars(self).update(state)
         self._start = time.perf_counter()
 
     def pausing(self, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -123,9 +139,11 @@ class InPrecision(torch.nn.Module):
 def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Path, *, test: bool = True) -> Outcome:
     """Trains on `data.train`, chooses the epoch on `data.val`, and tests it on `data.test` unless told not to.
 
-    Records, TensorBoard files and models go to `folder`, which is emptied first. The same seed gives the same outcome.
+    Records, TensorBoard files and models go to `folder`, which is emptied first, unless there is a checkpoint of this very
+    training, which is then gone on with. The same seed gives the same outcome, also of a training that was killed.
     """
-    shutil.rmtree(folder, ignore_errors=True)
+    if not checkpoint_of(folder).exists():
+        shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(seed)
     np.random.seed(seed)  # MPerClassSampler draws from NumPy's global generator
     device = torch.device(plan.device)
@@ -139,6 +157,12 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     tester = make_tester(hooks, data, plan.workers, device)
     hook = hooks.end_of_epoch_hook(tester, {"val": data.val}, str(folder / "models"))
     refresh = None
+    stopwatch = Stopwatch()
+    stateful = {
+        "made_with": MadeWith(made_with(contender, seed, asdict(plan), data)),
+        "stopwatch": stopwatch,
+        "files": RunFiles(folder),
+    }
     if parts.tree is not None:
         refresh = TreeRefresh(
             parts.tree,
@@ -151,14 +175,14 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
             num_workers=plan.workers,
             then=hook,
         )
-    stopwatch = Stopwatch()
-    refresh_seconds: list[float] = []  # by epoch
+        stateful["refresh"] = refresh
 
     def end_of_epoch(trainer: Any) -> Any:
         verdict = hook(trainer) if refresh is None else refresh(trainer)
-        refresh_seconds.append(0.0 if refresh is None else refresh.seconds)
+        stopwatch.refresh_seconds_by_epoch.append(0.0 if refresh is None else refresh.seconds)
         return verdict
 
+    checkpoint = CheckpointHook(checkpoint_of(folder), end_of_epoch, **stateful)
     trainer = MetricLossOnly(
         models={"trunk": trunk, "embedder": embedder},
         optimizers=make_optimizers(trunk, embedder, loss, contender.settings["learning_rate"], parts.loss_lr),
@@ -172,10 +196,18 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         dataloader_num_workers=plan.workers,
         freeze_trunk_batchnorm=plan.freeze_batch_norm,
         end_of_iteration_hook=hooks.end_of_iteration_hook,
-        end_of_epoch_hook=stopwatch.pausing(end_of_epoch),
+        end_of_epoch_hook=stopwatch.pausing(checkpoint),
     )
-    trainer.train(num_epochs=plan.num_epochs)
+    try:
+        start_epoch = checkpoint.resume(trainer)
+    except ValueError as error:  # of other settings or other code, or damaged
+        warnings.warn(f"{error}. This training begins anew", stacklevel=2)
+        close_records(hooks)
+        shutil.rmtree(folder)
+        return train(contender, seed, plan, data, folder, test=test)
+    trainer.train(start_epoch, plan.num_epochs)
 
+    tester.reference_split_names["val"] = ["val"]  # PML knows only after a test, which a resumed training may not need
     history = hooks.get_accuracy_history(tester, "val", return_all_metrics=True)
     best_epoch, _ = hooks.get_best_epoch_and_accuracy(tester, "val")
     validation = accuracies_of({name: values[best_epoch - 1] for name, values in history.items()})
@@ -194,12 +226,12 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
                 history["epoch"],
                 history[f"{PRIMARY_METRIC}_level0"],
                 stopwatch.seconds_by_epoch,
-                refresh_seconds,
+                stopwatch.refresh_seconds_by_epoch,
                 strict=True,
             )
         ],
         train_seconds=stopwatch.seconds,
-        refresh_seconds=refresh_seconds[-1],
+        refresh_seconds=stopwatch.refresh_seconds_by_epoch[-1],
         tree=parts.tree,
     )
 

@@ -15,6 +15,7 @@ from pytorch_metric_learning.reducers import (
     SumReducer,
     ThresholdReducer,
 )
+from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils.common_functions import process_label, to_device
 from pytorch_metric_learning.utils.loss_and_miner_utils import get_matches_and_diffs, get_random_triplet_indices
 
@@ -26,6 +27,7 @@ __all__ = [
     "ClassWeightedReducer",
     "CrossBatchMemory",
     "LpDistance",
+    "MPerClassSampler",
     "MeanReducer",
     "MultipleReducers",
     "SelfSupervisedLoss",

@@ -16,6 +16,7 @@ from .distributed import Group, Ranks
 from .embedding import collect_statistics, make_loader, share_of, subset_per_class
 from .labels import Labels, integer_at_least, label_tensor, name_some
 from .samplers import AnchorNeighborSampler
+from .state import check_entries, check_setting
 from .statistics import ClassStatistics
 from .streaming import LossWatch
 from .trainers import (
@@ -241,6 +242,36 @@ class TreeRefresh:
                 self._compare_given_labels(statistics)
         self._fit(statistics, device, ranks, start)
         self._draw(step=self.num_refreshes - 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counts, and with `mode="streaming"` the statistics of all batches so far. The tree has its own `state_dict`."""
+        return {
+            "num_refreshes": self.num_refreshes,
+            "seconds": self.seconds,
+            "iterations_seen": self._iterations_seen,
+            "has_warned": self._has_warned,
+            "is_overdue": self._is_overdue,
+            "mode": MODES[self.watch is not None],
+            "watch": None if self.watch is None else self.watch.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was called.
+
+        Raises:
+            ValueError: it is not such a state, of another mode, or with "streaming" of other labels or another `forget`.
+                Nothing has changed then.
+        """
+        names = ("num_refreshes", "seconds", "iterations_seen", "has_warned", "is_overdue", "mode", "watch")
+        check_entries(state, names, type(self).__name__)
+        check_setting("mode", state["mode"], MODES[self.watch is not None], type(self).__name__)
+        num_refreshes = integer_at_least(0, "num_refreshes of the state", state["num_refreshes"])
+        seconds = float(state["seconds"])
+        if self.watch is not None:
+            self.watch.load_state_dict(state["watch"])
+        self.num_refreshes, self.seconds = num_refreshes, seconds
+        self._iterations_seen, self._has_warned = bool(state["iterations_seen"]), bool(state["has_warned"])
+        self._is_overdue = bool(state["is_overdue"])
 
     def _refresh_in(self, trainer: Any) -> None:
         ranks, start = Ranks(self.group), time.perf_counter()

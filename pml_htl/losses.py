@@ -296,16 +296,25 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
 
 
 class CrossBatchMemory(_pml.CrossBatchMemory):
-    """PML's `CrossBatchMemory` that takes a `HierarchicalTripletLoss` as well; nothing else is changed.
+    """PML's `CrossBatchMemory` that takes a `HierarchicalTripletLoss` as well, and whose place in its queue is saved.
 
     Source: Wang et al., "Cross-Batch Memory for Embedding Learning", CVPR 2020. PML's own class names the losses that it
-    takes. The loss joins the memory's pairs in O(B R) for a memory of R, see `HierarchicalTripletLoss`.
+    takes, and forgets in its `state_dict` how far the memory is filled. The loss joins the memory's pairs in O(B R) for a
+    memory of R, see `HierarchicalTripletLoss`.
     """
 
     @staticmethod
     def supported_losses() -> list[str]:
         """The names of the losses that it takes."""
         return [*_pml.CrossBatchMemory.supported_losses(), HierarchicalTripletLoss.__name__]
+
+    def get_extra_state(self) -> torch.Tensor:
+        """For `state_dict`: where the next batch goes, and whether the memory has been full."""
+        return torch.tensor([self.queue_idx, int(self.has_been_filled)])
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        """For `load_state_dict`."""
+        self.queue_idx, self.has_been_filled = int(state[0]), bool(state[1])
 
 
 class SelfSupervisedLoss(_pml.SelfSupervisedLoss):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import numpy as np
 import torch
 
 from .distributed import Group, Ranks
 from .labels import Labels, integer_at_least, label_tensor, name_some, positions
+from .state import check_entries, check_labels, check_setting
 
 SUMS = ("counts", "_sums", "_squared_norms", "_weights", "_squared_weights")
+STATE = ("labels", "embedding_size", "normalize", "forget", *(name.lstrip("_") for name in SUMS))
 
 
 class ClassStatistics:
@@ -207,6 +210,38 @@ class ClassStatistics:
     def is_finite(self) -> bool:
         """Whether all sums are numbers."""
         return bool(torch.isfinite(self._sums).all() and torch.isfinite(self._squared_norms).all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings, and copies of the labels and sums: O(C D) memory."""
+        sums = {name.lstrip("_"): getattr(self, name).clone() for name in SUMS}
+        settings = {"embedding_size": self.embedding_size, "normalize": self.normalize, "forget": self.forget}
+        return {"labels": self.labels.clone(), **settings, **sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over the sums of a `state_dict`, on its own device, instead of those that are there.
+
+        Raises:
+            ValueError: it is not such a state, has other settings or labels, or values that are not finite. Nothing has
+                changed then.
+        """
+        owner = type(self).__name__
+        check_entries(state, STATE, owner)
+        for name in ("embedding_size", "normalize", "forget"):
+            check_setting(name, state[name], getattr(self, name), owner)
+        check_labels(state["labels"], self.labels, owner)
+        loaded = {}
+        for name in SUMS:
+            value, own = state[name.lstrip("_")], getattr(self, name)
+            if not isinstance(value, torch.Tensor) or value.dtype != own.dtype or value.shape != own.shape:
+                kind = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
+                raise ValueError(
+                    f"{name.lstrip('_')} of the state should be {own.dtype} of shape {tuple(own.shape)}, but is {kind}"
+                )
+            loaded[name] = value.detach().to(self.device, copy=True)
+        if any((~torch.isfinite(loaded[name])).any() or (name != "_sums" and (loaded[name] < 0).any()) for name in SUMS):
+            raise ValueError("the sums of the state are not finite, or negative where they cannot be")
+        for name in SUMS:
+            setattr(self, name, loaded[name])
 
     def _own_spreads(self) -> torch.Tensor:
         """`s_c` (C,), NaN for classes with fewer than two samples (or all the weight on one)."""

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from .distributed import Ranks
-from .labels import label_tensor, positions
-from .statistics import ClassStatistics
+from .labels import integer_at_least, label_tensor, positions
+from .state import check_entries, check_labels, check_setting
+from .statistics import STATE, ClassStatistics
 
 BUFFERED_BATCHES = 16
 MAX_BROKEN_BATCHES = 16
@@ -98,6 +99,34 @@ class LossWatch:
         if statistics is None:
             statistics = ClassStatistics(self.labels, sizes[0], forget=self.forget)
         return copy.deepcopy(statistics).all_reduce(ranks.group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics of all batches so far, as copies: O(C D) memory. Raises what `up_to_date` does."""
+        statistics = self.up_to_date()
+        return {
+            "labels": self.labels.clone(),
+            "forget": self.forget,
+            "num_broken": self._num_broken,
+            "statistics": None if statistics is None else statistics.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`; batches noted before are forgotten.
+
+        Raises:
+            ValueError: it is not such a state, or of other labels or another `forget`. Nothing has changed then.
+        """
+        owner = type(self).__name__
+        check_entries(state, ("labels", "forget", "num_broken", "statistics"), owner)
+        check_setting("forget", state["forget"], self.forget, owner)
+        check_labels(state["labels"], self.labels, owner)
+        num_broken = integer_at_least(0, "num_broken of the state", state["num_broken"])
+        statistics = None
+        if state["statistics"] is not None:
+            check_entries(state["statistics"], STATE, ClassStatistics.__name__)
+            statistics = ClassStatistics(self.labels, state["statistics"]["embedding_size"], forget=self.forget)
+            statistics.load_state_dict(state["statistics"])
+        self.statistics, self._num_broken, self._buffer = statistics, num_broken, []
 
     def _attach(self) -> None:
         hook = _Hook(self)
