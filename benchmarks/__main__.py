@@ -34,7 +34,7 @@ from .ablations import ABLATIONS
 from .compare import compare as run_comparison
 from .data import IN_FILES, IN_MEMORY, Splits, load
 from .methods import METHODS, Contender, Settings, parse_contender
-from .networks import NETWORKS
+from .networks import NETWORKS, make_network
 from .parallel import quiet
 from .speed.cases import PARTS
 from .speed.run import run as run_speed
@@ -209,8 +209,8 @@ def tune(
             network, weights, freeze_batch_norm, image_size if in_files(data) else None,
         )  # fmt: skip
         names = [parse_contender(name).method.name for name in methods or METHODS]
-        output.mkdir(parents=True, exist_ok=True)
         splits = loaded(data, plan)
+        output.mkdir(parents=True, exist_ok=True)
         studies = tuning.tune(names, trials, folds, plan, splits, output / "study.db", jobs, console)
         document = outcome_of_tuning(studies, results.describe_session(device))
         results.save(document, output / "study.json")
@@ -234,8 +234,11 @@ def in_files(data: str) -> bool:
 
 
 def loaded(data: str, plan: Plan) -> Splits:
+    """The data set; a network that is not to be had shows now as well."""
     with console.status(f"Making the data set {data} ..."):
-        return load(data, plan.image_size or 0)
+        splits = load(data, plan.image_size or 0)
+        make_network(plan.network, splits.train.channels, 0, plan.weights)
+    return splits
 
 
 def tuned_settings(file: Path) -> dict[str, Settings]:
