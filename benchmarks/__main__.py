@@ -196,8 +196,9 @@ def tune(
     """Search the settings of every method with optuna: as many trials for each, on folds of the training classes.
 
     The search is in study.db of --output. It can be stopped at any time and goes on when started again, also with more
-    --trials.
-    study.json, the outcome, is what `compare --tuned --study` takes. Hours on two cores for all methods.
+    --trials or other --methods. The --batch-size is a multiple of 64, so that all settings fit.
+    study.json, the outcome of all of them, is what `compare --tuned --study` takes, once every method has as many trials.
+    Hours on two cores for all methods.
     """
     with explained_errors():
         try:
