@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import data, results, tables
-from benchmarks.data.files import MEAN, STD, ImageFiles, middle_crop, random_crop, to_tensor
+from benchmarks.data.files import MEAN, STD, middle_crop, random_crop, to_tensor
 from benchmarks.data.splits import fold
-from benchmarks.evaluation import RecallCalculator, neighbors_needed
+from benchmarks.evaluation import RecallCalculator
 from benchmarks.networks import load_weights, make_network
 
 from .miniature import MINIATURES, RECALL_AT, SIZE
@@ -200,13 +200,23 @@ def test_recall_against_a_loop(seed, own_gallery, recall_at):
         assert found[f"recall_at_{k}"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_as_many_neighbors_as_there_are():
-    def images(counts):
-        return ImageFiles([], torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), 8)
+@pytest.mark.parametrize(
+    "recall_at, counts, own_gallery, expected",
+    [
+        ((), (40, 3), True, 40),
+        ((1, 100), (40, 3), True, 42),
+        ((1, 100), (40, 3), False, 43),
+        ((1, 100), (90, 60), True, 100),
+    ],
+)
+def test_as_many_neighbors_as_there_are(recall_at, counts, own_gallery, expected):
+    calculator = RecallCalculator(recall_at, device=torch.device("cpu"))
+    assert calculator.determine_k(torch.tensor(counts), sum(counts), own_gallery) == expected
 
-    def splits(recall_at, val=(40, 3), test=(50, 9)):
-        return data.Splits("x", images([1]), images(val), images(test), [], None, recall_at)
 
-    assert neighbors_needed(splits(())) == 42  # of the largest class, but the smaller set has 43
-    assert neighbors_needed(splits((1, 2), val=(30, 30))) == 50
-    assert neighbors_needed(splits((1, 1000), val=(30, 30))) == 58
+def test_map_at_r_of_a_class_larger_than_the_recalls():
+    """MAP@R takes as many neighbours as a class has; those of one class alone are all of it."""
+    embeddings, labels = torch.zeros(60, 2), torch.zeros(60, dtype=torch.int64)
+    calculator = RecallCalculator((1, 8), include=("mean_average_precision_at_r", "recall_at_8"), device=torch.device("cpu"))
+    found = calculator.get_accuracy(embeddings, labels)
+    assert found == {"mean_average_precision_at_r": 1, "recall_at_8": 1}
