@@ -100,6 +100,30 @@ def test_every_method_gets_its_defaults_and_as_many_trials(tiny, small_batches, 
     assert set(results.summarize(compared).title) == {"htl", "triplet"}
 
 
+def test_a_title_stands_for_one_setting(tiny, tmp_path, capsys):  # noqa: F811
+    def study_with(margin):
+        settings = {**METHODS["triplet"].defaults, "margin": margin}
+        trial = {"settings": settings, "folds": [0.5], "mean": 0.5, "seconds": 1.0, "error": None}
+        metadata = {"commit": "", "versions": {}, "plan": {}, "data": {}, "folds": 1}
+        results.save({"metadata": metadata, "studies": {"triplet": [trial]}}, tmp_path / f"{margin}.json")
+        return ["--tuned", "--study", tmp_path / f"{margin}.json"]
+
+    arguments = ["compare", *TINY, "--iterations", 2, "--seeds", 0, "--output", tmp_path / "out", "--methods"]
+    assert run_cli(*arguments, "triplet", "triplet:margin=0.2", *study_with(0.2)) == 0  # the same twice
+    assert len(results.load(tmp_path / "out" / "results.json")["runs"]) == 2
+    for others in (study_with(0.3), []):
+        capsys.readouterr()
+        assert run_cli(*arguments, "triplet", *others) == 2
+        assert "triplet has other settings" in capsys.readouterr().out
+    assert len(results.load(tmp_path / "out" / "results.json")["runs"]) == 2
+
+
+def test_a_training_that_fails_is_named(tiny, tmp_path, capsys):  # noqa: F811
+    arguments = ["compare", *TINY, "--seeds", 3, "--output", tmp_path, "--methods", "triplet:learning_rate=1e30"]
+    assert run_cli(*arguments) == 2
+    assert "triplet:learning_rate=1e+30, seed 3: " in capsys.readouterr().out
+
+
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_batches, tmp_path, monkeypatch):  # noqa: F811
     run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "whole")
     count = []
