@@ -1,5 +1,7 @@
 """The field's data sets, on miniature copies of their real files, through the command line that the real ones use."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,24 @@ def can_import_timm():
     except (ImportError, RuntimeError):  # the latter if torchvision does not fit torch
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    "name, images",
+    [
+        ("cub", "CUB_200_2011/images/*"),
+        ("cars", "car_data/car_data/*"),
+        ("sop", "Stanford_Online_Products/*_final"),
+        ("inaturalist", "train_val2018"),
+        ("inshop", "Img/img"),
+    ],
+)
+def test_lists_without_their_images_are_not_enough(name, images, tmp_path):
+    MINIATURES[name](tmp_path)
+    for folder in tmp_path.glob(images):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"there is no .*(jpg|JPG)\. Get .* and unpack it in .*Nothing is downloaded"):
+        data.load(f"{name}:{tmp_path}")
 
 
 def test_weights_of_a_file_are_all_there_or_refused(tmp_path):
