@@ -34,7 +34,7 @@ from .ablations import ABLATIONS
 from .compare import compare as run_comparison
 from .data import IN_FILES, IN_MEMORY, Splits, load
 from .methods import METHODS, Contender, Settings, parse_contender
-from .networks import NETWORKS
+from .networks import NETWORKS, make_network
 from .parallel import quiet
 from .ranks import process_group
 from .speed.cases import PARTS
@@ -197,8 +197,9 @@ def tune(
     """Search the settings of every method with optuna: as many trials for each, on folds of the training classes.
 
     The search is in study.db of --output. It can be stopped at any time and goes on when started again, also with more
-    --trials.
-    study.json, the outcome, is what `compare --tuned --study` takes. Hours on two cores for all methods.
+    --trials or other --methods. The --batch-size is a multiple of 64, so that all settings fit.
+    study.json, the outcome of all of them, is what `compare --tuned --study` takes, once every method has as many trials.
+    Hours on two cores for all methods.
     """
     with explained_errors():
         try:
@@ -210,8 +211,8 @@ def tune(
             network, weights, freeze_batch_norm, image_size if in_files(data) else None,
         )  # fmt: skip
         names = [parse_contender(name).method.name for name in methods or METHODS]
-        output.mkdir(parents=True, exist_ok=True)
         splits = loaded(data, plan)
+        output.mkdir(parents=True, exist_ok=True)
         studies = tuning.tune(names, trials, folds, plan, splits, output / "study.db", jobs, console)
         document = outcome_of_tuning(studies, results.describe_session(device))
         results.save(document, output / "study.json")
@@ -235,8 +236,11 @@ def in_files(data: str) -> bool:
 
 
 def loaded(data: str, plan: Plan) -> Splits:
+    """The data set; a network that is not to be had shows now as well."""
     with console.status(f"Making the data set {data} ..."):
-        return load(data, plan.image_size or 0)
+        splits = load(data, plan.image_size or 0)
+        make_network(plan.network, splits.train.channels, 0, plan.weights)
+    return splits
 
 
 def tuned_settings(file: Path) -> dict[str, Settings]:

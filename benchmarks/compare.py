@@ -21,8 +21,14 @@ def compare(
     contenders: list[Contender], seeds: list[int], plan: Plan, data: Splits, results: Results, jobs: int, console: Console
 ) -> None:
     """Adds the runs that are missing to `results`; plots and records of all runs go to the folder that it is in."""
-    # Each once, also if it was named twice or under its default settings.
-    wanted = list({(contender.title, seed): (contender, seed) for seed in seeds for contender in contenders}.values())
+    for contender in contenders:
+        results.check_title(contender)
+    # Each once, also if it was named twice or by settings that it has anyway: the first title counts.
+    wanted: list[tuple[Contender, int]] = []
+    for seed in seeds:
+        for contender in contenders:
+            if not any((seed, contender.method, contender.settings) == (s, c.method, c.settings) for c, s in wanted):
+                wanted.append((contender, seed))
     missing = [(contender, seed) for contender, seed in wanted if not results.has(contender, seed)]
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {results.path} already.")
@@ -63,7 +69,10 @@ def train_missing(
 
 
 def train_one(data: Splits, contender: Contender, seed: int, plan: Plan, folder: Path) -> Outcome:
-    return train(contender, seed, plan, data, folder)
+    try:
+        return train(contender, seed, plan, data, folder)
+    except ValueError as error:  # such as embeddings of NaN
+        raise ValueError(f"{contender.title}, seed {seed}: {error}") from error
 
 
 def folder_of(contender: Contender, seed: int, results: Results) -> Path:

@@ -22,7 +22,10 @@ PRIMARY_METRIC = "mean_average_precision_at_r"
 
 
 class RecallCalculator(AccuracyCalculator):
-    """PML's calculator with `recall_at_K` for some K: the share of queries with one of their class among the K nearest."""
+    """PML's calculator with `recall_at_K` for some K: the share of queries with one of their class among the K nearest.
+
+    It looks at as many neighbours as MAP@R takes (the largest class) and the recalls, and no more than there are.
+    """
 
     def __init__(self, recall_at: tuple[int, ...], **kwargs: Any) -> None:
         self.recall_at = recall_at
@@ -33,6 +36,10 @@ class RecallCalculator(AccuracyCalculator):
     def requires_knn(self) -> list[str]:
         """The metrics that are made of nearest neighbours."""
         return [*super().requires_knn(), *(f"recall_at_{k}" for k in self.recall_at)]
+
+    def determine_k(self, bin_counts: torch.Tensor, num_reference_embeddings: int, ref_includes_query: bool) -> int:
+        """For each split its own: a small one must not cut the accuracies of another short."""
+        return min(max(int(bin_counts.max()), *self.recall_at, 1), num_reference_embeddings - int(ref_includes_query))
 
 
 def recall(
@@ -56,15 +63,8 @@ def make_tester(hooks: HookContainer, data: Splits, workers: int, device: torch.
         dataloader_num_workers=workers,
         data_device=device,
         end_of_testing_hook=hooks.end_of_testing_hook,
-        accuracy_calculator=RecallCalculator(data.recall_at, include=names, k=neighbors_needed(data), device=device),
+        accuracy_calculator=RecallCalculator(data.recall_at, include=names, device=device),
     )
-
-
-def neighbors_needed(data: Splits) -> int:
-    """As many as MAP@R takes (the largest class) and the recalls, and no more than there are."""
-    galleries = [data.val, data.test if data.gallery is None else data.gallery]
-    largest_class = max(int(images.labels.bincount().max()) for images in galleries)
-    return min(max(largest_class, *data.recall_at, 1), min(len(images) for images in galleries) - 1)
 
 
 def accuracies_of(found: dict[str, float]) -> dict[str, Any]:

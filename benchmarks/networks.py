@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pickle
+
 import torch
 from torch import nn
 
 WIDTHS = (32, 64, 128, 256)
-# By their names in timm. It has no BN-Inception; Inception v3 is its successor, with batch norm after every convolution.
-TIMM = {"resnet50": "resnet50", "inception": "inception_v3"}
+# By their names in timm, with the weights that "pretrained" takes: for ResNet-50 torchvision's first, which the field uses
+# (timm's default ones are of another recipe). It has no BN-Inception; Inception v3 is its successor, with batch norm after
+# every convolution; of its weights these are made for images as data/files.py normalises them (the default ones are not).
+TIMM = {"resnet50": "resnet50.tv_in1k", "inception": "inception_v3.gluon_in1k"}
 NETWORKS = ("conv_net", *TIMM)
 
 
@@ -17,7 +21,7 @@ def make_network(name: str, channels: int, seed: int, weights: str = "random") -
     Args:
         name: one of `NETWORKS`. conv_net is small; the others are of `timm`.
         channels: of the images.
-        weights: "random", "pretrained" (on ImageNet, from timm's hub) or a file with a state dict.
+        weights: "random", "pretrained" (on ImageNet, from timm's hub) or a file with a state dict, all of the trunk in it.
 
     Raises:
         ValueError: another name, weights for conv_net that are not random, or weights that are not to be had or do not fit.
@@ -33,17 +37,29 @@ def make_network(name: str, channels: int, seed: int, weights: str = "random") -
         import timm
     except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
         raise ValueError(f'{name} needs timm and a torchvision that fits torch: pip install ".[field]" ({error})') from error
-    aux = {"aux_logits": False} if name == "inception" else {}
     try:
-        trunk = timm.create_model(TIMM[name], pretrained=weights == "pretrained", num_classes=0, in_chans=channels, **aux)
+        trunk = timm.create_model(TIMM[name], pretrained=weights == "pretrained", num_classes=0, in_chans=channels)
         if weights not in ("random", "pretrained"):
-            trunk.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=False)
-    except (OSError, RuntimeError) as error:
+            load_weights(trunk, weights)
+    except (OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"there are no weights {weights!r} for {name} to be had: {str(error).splitlines()[0]}. Without the hub, save "
-            "the state dict of timm.create_model(...) on a machine that has it, and give the file: --weights FILE"
+            f"the state dict of timm.create_model({TIMM[name]!r}, pretrained=True) on a machine that has it, and give the "
+            "file: --weights FILE"
         ) from error
     return trunk, trunk.num_features
+
+
+def load_weights(trunk: nn.Module, file: str) -> None:
+    """Those of the trunk; what else the file has, such as a classifier, is left out.
+
+    Raises:
+        RuntimeError: some are missing, or have another shape.
+    """
+    found = trunk.load_state_dict(torch.load(file, map_location="cpu", weights_only=True), strict=False)
+    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]  # old files have no such
+    if missing:
+        raise RuntimeError(f"{len(missing)} of its tensors are not in the file, such as {missing[0]}")
 
 
 class Augment(nn.Module):

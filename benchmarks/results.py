@@ -74,6 +74,16 @@ class Results:
         wanted = contender.method.name, contender.settings, seed
         return any((run["method"], run["settings"], run["seed"]) == wanted for run in self.runs)
 
+    def check_title(self, contender: Contender) -> None:
+        """Raises a `ValueError` if this title is that of other settings in the file: the two would be taken for one."""
+        for run in self.runs:
+            same = (run["method"], run["settings"]) == (contender.method.name, contender.settings)
+            if title_of(run) == contender.title and not same:
+                raise ValueError(
+                    f"in {self.path} {contender.title} has other settings, {run['settings']}, than it has now, "
+                    f"{contender.settings}: those of another study, say; choose another --output"
+                )
+
     def add(self, contender: Contender, seed: int, outcome: Outcome) -> None:
         """Adds a finished run and writes the file."""
         shared = {"method": contender.method.name, "seed": seed, "settings": contender.settings}

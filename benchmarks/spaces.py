@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from .methods import METHODS, NEIGHBORS, Settings
@@ -23,13 +25,24 @@ def log(low: float, high: float) -> Dimension:
     return lambda trial, name: trial.suggest_float(name, low, high, log=True)
 
 
-def choice(*values: float | str) -> Dimension:
+@dataclass(frozen=True)
+class Choice:
     """One of some values."""
-    return lambda trial, name: trial.suggest_categorical(name, values)
+
+    values: tuple[float | str, ...]
+
+    def __call__(self, trial: optuna.Trial, name: str) -> float | str:
+        return trial.suggest_categorical(name, self.values)
 
 
-COMMON = {"learning_rate": log(3e-4, 1e-2), "samples_per_class": choice(2, 4, 8)}
-NEIGHBORHOOD = {"neighborhood_size": choice(2, 4, 8)}  # only where the sampler has neighbourhoods
+def choice(*values: float | str) -> Choice:
+    """One of some values."""
+    return Choice(values)
+
+
+COMMON: dict[str, Dimension] = {"learning_rate": log(3e-4, 1e-2), "samples_per_class": choice(2, 4, 8)}
+# Only where the sampler has neighbourhoods.
+NEIGHBORHOOD: dict[str, Dimension] = {"neighborhood_size": choice(2, 4, 8)}
 TRIPLET = {"margin": log(0.03, 1.0), "distance": choice("plain", "squared")}
 MARGIN = {"beta": between(0.0, 0.4)}
 LEVELS = {"num_levels": choice(8, 16, 32, 64)}
@@ -69,3 +82,11 @@ def space_of(method: str) -> dict[str, Dimension]:
     """The dimensions that are searched for a method, by the names of its settings."""
     own_sampling = METHODS[method].defaults["sampling"]
     return {**COMMON, **(NEIGHBORHOOD if own_sampling == NEIGHBORS["sampling"] else {}), **OWN[method]}
+
+
+def batches_of(method: str) -> Iterator[Settings]:
+    """Every way in which a trial may fill its batches, so that one that does not fit shows before the search."""
+    space = space_of(method)
+    names = [name for name in ("samples_per_class", "neighborhood_size") if name in space]
+    for values in product(*(space[name].values for name in names)):
+        yield dict(zip(names, values, strict=True))

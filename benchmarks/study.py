@@ -36,9 +36,20 @@ def document_of(studies: list[optuna.Study], session: dict[str, Any]) -> dict[st
 
 
 def winners(document: dict[str, Any]) -> dict[str, Settings]:
-    """The settings of the best trial of each method; the first of equals."""
+    """The settings of the best trial of each method; the first of equals.
+
+    Raises:
+        ValueError: it is another file, or some method had more trials than another.
+    """
     if "studies" not in document:
         raise ValueError("this is not the outcome of a tuning; `python -m benchmarks tune` writes one, study.json")
+    counts = {method: len(trials) for method, trials in document["studies"].items()}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{method} {count}" for method, count in counts.items())
+        raise ValueError(
+            f"winners are compared after as many trials for each method, but there are {found}; go on with "
+            f"`python -m benchmarks tune --methods {' '.join(counts)} --trials {max(counts.values())}`"
+        )
     return {
         method: max(trials, key=lambda trial: trial["mean"])["settings"] for method, trials in document["studies"].items()
     }

@@ -24,7 +24,7 @@ from .data import Splits
 from .data.splits import fold
 from .methods import METHODS, Contender, Settings
 from .parallel import Submit, workers
-from .spaces import space_of, suggest
+from .spaces import batches_of, space_of, suggest
 from .training import Plan, train
 
 NUM_FOLDS = 4  # parts of the training classes, of which some are validated on
@@ -35,10 +35,17 @@ FAILED = 0.0  # what a trial is worth whose training diverged
 def tune(
     methods: list[str], trials: int, folds: int, plan: Plan, data: Splits, database: Path, jobs: int, console: Console
 ) -> list[optuna.Study]:
-    """Searches until every method has its trials, and returns the studies."""
+    """Searches until every of these methods has its trials; returns all studies of the database, also of other methods.
+
+    Raises:
+        ValueError: a batch does not fit the data, or the database is of another plan, of other data or of other folds.
+    """
+    check_batches(methods, folds, plan, data)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
-    studies = [open_study(storage, method, describe(plan, data, folds)) for method in methods]
+    description = describe(plan, data, folds)
+    check_made_alike(storage, description)
+    studies = [open_study(storage, method, description) for method in dict.fromkeys(methods)]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -67,23 +74,41 @@ def tune(
                 )
                 if len(done) < trials:
                     waiting.append(study)
+    everything = {study.study_name: study for study in check_made_alike(storage, description)}
+    return [everything[method] for method in METHODS if method in everything and finished(everything[method])]
+
+
+def check_batches(methods: list[str], folds: int, plan: Plan, data: Splits) -> None:
+    """Raises a `ValueError` for a batch that some trial may want and that cannot be: the trial would be worth nothing."""
+    parts = [fold(data, number, of=NUM_FOLDS) for number in range(folds)]
+    for method in methods:
+        for batch in batches_of(method):
+            settings = {**METHODS[method].defaults, **batch}
+            for part in parts:
+                try:
+                    METHODS[method].build(plan.task(part, seed=0), settings)
+                except ValueError as error:
+                    found = f"{method} is searched with {batch}, but {error}; choose another --batch-size"
+                    raise ValueError(found) from error
+
+
+def check_made_alike(storage: optuna.storages.BaseStorage, description: dict[str, Any]) -> list[optuna.Study]:
+    """All studies; a `ValueError` if one was made in another way, since what was tuned so is not to be compared."""
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    for study in studies:
+        made_with = study.user_attrs.get("made_with", description)
+        if made_with != description:
+            raise ValueError(
+                f"the study of {study.study_name} was made with {made_with}, but now it is {description}; choose another "
+                "--output"
+            )
     return studies
 
 
 def open_study(storage: optuna.storages.BaseStorage, method: str, description: dict[str, Any]) -> optuna.Study:
-    """The study of a method; a new one begins with the method's defaults.
-
-    Raises:
-        ValueError: there is one that was made in another way.
-    """
+    """The study of a method, to go on with."""
     study = optuna.create_study(storage=storage, study_name=method, direction="maximize", load_if_exists=True)
-    made_with = study.user_attrs.get("made_with")
-    if made_with is None:
-        study.set_user_attr("made_with", description)
-    elif made_with != description:
-        raise ValueError(
-            f"the study of {method} was made with {made_with}, but now it is {description}; choose another --output"
-        )
+    study.set_user_attr("made_with", description)
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # killed: drawn again, the same
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
     return study

@@ -1,5 +1,7 @@
 """The field's data sets, on miniature copies of their real files, through the command line that the real ones use."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks import data, results, tables
-from benchmarks.data.files import ImageFiles, middle_crop, random_crop, to_tensor
+from benchmarks.data.files import MEAN, STD, middle_crop, random_crop, to_tensor
 from benchmarks.data.splits import fold
-from benchmarks.evaluation import RecallCalculator, neighbors_needed
-from benchmarks.networks import make_network
+from benchmarks.evaluation import RecallCalculator
+from benchmarks.networks import load_weights, make_network
 
 from .miniature import MINIATURES, RECALL_AT, SIZE
 from .test_benchmarks import run_cli
@@ -72,18 +74,73 @@ def test_it_trains_through_the_command_line(copy, tmp_path, capsys):
 
 @pytest.mark.parametrize("network", ["resnet50", "inception"])
 def test_large_networks(network, tmp_path, capsys):
+    MINIATURES["folder"](tmp_path / "images", num_classes=8)
+    arguments = ["--data", f"folder:{tmp_path / 'images'}", "--image-size", 76, "--network", network]
+    arguments += [
+        "--embedding-size",
+        512,
+        "--iterations",
+        1,
+        "--epoch-iterations",
+        1,
+        "--seeds",
+        0,
+        "--precision",
+        "bf16",
+        "--freeze-batch-norm",
+    ]
+    arguments += ["--batch-size", 4, "--methods", "triplet:samples_per_class=2", "--output", tmp_path / "out"]
+    code = run_cli("compare", *arguments)
+    output = " ".join(capsys.readouterr().out.split())
+    if not can_import_timm():
+        assert code == 2 and f"{network} needs timm and a torchvision that fits torch" in output
+        assert 'pip install ".[field]"' in output and not (tmp_path / "out").exists()
+        return
+    assert code == 0 and "test MAP@R" in output
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    for weights in ("nothing.pt", "other.pt"):
+        assert run_cli("compare", *arguments, "--weights", tmp_path / weights, "--output", tmp_path / "other") == 2
+        assert "there are no weights" in " ".join(capsys.readouterr().out.split())
+    trunk, width = make_network(network, 3, seed=1)
+    assert width == 2048 and (trunk.pretrained_cfg["mean"], trunk.pretrained_cfg["std"]) == (MEAN, STD)
+
+
+def can_import_timm():
     try:
         import timm  # noqa: F401
-    except (ImportError, RuntimeError) as error:
-        with pytest.raises(ValueError, match="needs timm and a torchvision that fits torch"):
-            make_network(network, 3, 0)
-        pytest.skip(f'pip install ".[field]": {error}')
-    MINIATURES["folder"](tmp_path / "images")
-    arguments = ["--data", f"folder:{tmp_path / 'images'}", *SHORT, "--image-size", 80, "--network", network]
-    arguments += ["--batch-size", 8, "--methods", "triplet:samples_per_class=2", "--output", tmp_path / "out"]
-    assert run_cli("compare", *arguments, "--precision", "bf16", "--freeze-batch-norm") == 0
-    assert run_cli("compare", *arguments, "--weights", tmp_path / "nothing.pt", "--output", tmp_path / "other") == 2
-    assert "there are no weights" in " ".join(capsys.readouterr().out.split())
+    except (ImportError, RuntimeError):  # the latter if torchvision does not fit torch
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "name, images",
+    [
+        ("cub", "CUB_200_2011/images/*"),
+        ("cars", "car_data/car_data/*"),
+        ("sop", "Stanford_Online_Products/*_final"),
+        ("inaturalist", "train_val2018"),
+        ("inshop", "Img/img"),
+    ],
+)
+def test_lists_without_their_images_are_not_enough(name, images, tmp_path):
+    MINIATURES[name](tmp_path)
+    for folder in tmp_path.glob(images):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"there is no .*(jpg|JPG)\. Get .* and unpack it in .*Nothing is downloaded"):
+        data.load(f"{name}:{tmp_path}")
+
+
+def test_weights_of_a_file_are_all_there_or_refused(tmp_path):
+    trunk, _ = make_network("conv_net", 3, seed=1)
+    other, _ = make_network("conv_net", 3, seed=2)
+    whole = {**other.state_dict(), "classifier.weight": torch.zeros(2, 2)}
+    torch.save({name: value for name, value in whole.items() if "tracked" not in name}, tmp_path / "old.pt")
+    load_weights(trunk, tmp_path / "old.pt")
+    assert all(map(torch.equal, trunk.state_dict().values(), other.state_dict().values()))
+    torch.save({f"module.{name}": value for name, value in whole.items()}, tmp_path / "wrapped.pt")
+    with pytest.raises(RuntimeError, match=r"tensors are not in the file, such as 1\.weight"):
+        load_weights(trunk, tmp_path / "wrapped.pt")
 
 
 def test_what_is_missing_is_named_and_nothing_is_downloaded(tmp_path, monkeypatch):
@@ -163,13 +220,23 @@ def test_recall_against_a_loop(seed, own_gallery, recall_at):
         assert found[f"recall_at_{k}"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_as_many_neighbors_as_there_are():
-    def images(counts):
-        return ImageFiles([], torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), 8)
+@pytest.mark.parametrize(
+    "recall_at, counts, own_gallery, expected",
+    [
+        ((), (40, 3), True, 40),
+        ((1, 100), (40, 3), True, 42),
+        ((1, 100), (40, 3), False, 43),
+        ((1, 100), (90, 60), True, 100),
+    ],
+)
+def test_as_many_neighbors_as_there_are(recall_at, counts, own_gallery, expected):
+    calculator = RecallCalculator(recall_at, device=torch.device("cpu"))
+    assert calculator.determine_k(torch.tensor(counts), sum(counts), own_gallery) == expected
 
-    def splits(recall_at, val=(40, 3), test=(50, 9)):
-        return data.Splits("x", images([1]), images(val), images(test), [], None, recall_at)
 
-    assert neighbors_needed(splits(())) == 42  # of the largest class, but the smaller set has 43
-    assert neighbors_needed(splits((1, 2), val=(30, 30))) == 50
-    assert neighbors_needed(splits((1, 1000), val=(30, 30))) == 58
+def test_map_at_r_of_a_class_larger_than_the_recalls():
+    """MAP@R takes as many neighbours as a class has; those of one class alone are all of it."""
+    embeddings, labels = torch.zeros(60, 2), torch.zeros(60, dtype=torch.int64)
+    calculator = RecallCalculator((1, 8), include=("mean_average_precision_at_r", "recall_at_8"), device=torch.device("cpu"))
+    found = calculator.get_accuracy(embeddings, labels)
+    assert found == {"mean_average_precision_at_r": 1, "recall_at_8": 1}

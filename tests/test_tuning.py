@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import intervals, results, study, tables, tune
+from benchmarks import intervals, results, spaces, study, tables, tune
 from benchmarks.ablations import ABLATIONS, Ablation
 from benchmarks.data.splits import fold
 from benchmarks.methods import METHODS, Task, parse_contender
@@ -21,7 +21,15 @@ from benchmarks.parallel import workers
 from benchmarks.spaces import space_of, suggest
 from tests.test_benchmarks import TINY, glyphs, run_cli, tiny  # noqa: F401
 
-SHORT = [*TINY, "--methods", "htl", "triplet", "--folds", "1"]
+ANY = [*TINY, "--batch-size", "16", "--folds", "1"]
+SHORT = [*ANY, "--methods", "htl", "triplet"]
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Spaces whose every batch fits into 16."""
+    monkeypatch.setitem(spaces.COMMON, "samples_per_class", spaces.choice(2, 4))
+    monkeypatch.setitem(spaces.NEIGHBORHOOD, "neighborhood_size", spaces.choice(2, 4))
 
 
 def trials_of(folder):
@@ -69,7 +77,7 @@ def test_every_method_has_a_space_around_its_defaults(name):
     optuna.create_study().optimize(lambda trial: suggest(optuna.trial.FixedTrial(defaults), name) and 0.0, n_trials=1)
 
 
-def test_every_method_gets_its_defaults_and_as_many_trials(tiny, tmp_path, capsys):  # noqa: F811
+def test_every_method_gets_its_defaults_and_as_many_trials(tiny, small_batches, tmp_path, capsys):  # noqa: F811
     assert run_cli("tune", *SHORT, "--trials", 3, "--output", tmp_path) == 0
     found = trials_of(tmp_path)
     assert {method: len(trials) for method, trials in found.items()} == {"htl": 3, "triplet": 3}
@@ -92,7 +100,31 @@ def test_every_method_gets_its_defaults_and_as_many_trials(tiny, tmp_path, capsy
     assert set(results.summarize(compared).title) == {"htl", "triplet"}
 
 
-def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_a_title_stands_for_one_setting(tiny, tmp_path, capsys):  # noqa: F811
+    def study_with(margin):
+        settings = {**METHODS["triplet"].defaults, "margin": margin}
+        trial = {"settings": settings, "folds": [0.5], "mean": 0.5, "seconds": 1.0, "error": None}
+        metadata = {"commit": "", "versions": {}, "plan": {}, "data": {}, "folds": 1}
+        results.save({"metadata": metadata, "studies": {"triplet": [trial]}}, tmp_path / f"{margin}.json")
+        return ["--tuned", "--study", tmp_path / f"{margin}.json"]
+
+    arguments = ["compare", *TINY, "--iterations", 2, "--seeds", 0, "--output", tmp_path / "out", "--methods"]
+    assert run_cli(*arguments, "triplet", "triplet:margin=0.2", *study_with(0.2)) == 0  # the same twice
+    assert len(results.load(tmp_path / "out" / "results.json")["runs"]) == 2
+    for others in (study_with(0.3), []):
+        capsys.readouterr()
+        assert run_cli(*arguments, "triplet", *others) == 2
+        assert "triplet has other settings" in capsys.readouterr().out
+    assert len(results.load(tmp_path / "out" / "results.json")["runs"]) == 2
+
+
+def test_a_training_that_fails_is_named(tiny, tmp_path, capsys):  # noqa: F811
+    arguments = ["compare", *TINY, "--seeds", 3, "--output", tmp_path, "--methods", "triplet:learning_rate=1e30"]
+    assert run_cli(*arguments) == 2
+    assert "triplet:learning_rate=1e+30, seed 3: " in capsys.readouterr().out
+
+
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_batches, tmp_path, monkeypatch):  # noqa: F811
     run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "whole")
     count = []
 
@@ -113,7 +145,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, tmp_path
     assert run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "parts", "--iterations", 2) == 2
 
 
-def test_a_training_that_diverges_is_worth_nothing(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_a_training_that_diverges_is_worth_nothing(tiny, small_batches, tmp_path, monkeypatch):  # noqa: F811
     def diverging(contender, *rest, **options):
         if contender.settings["learning_rate"] != 1e-3:
             raise ValueError("3 of 32 embeddings are NaN")
@@ -127,7 +159,7 @@ def test_a_training_that_diverges_is_worth_nothing(tiny, tmp_path, monkeypatch):
         assert trials[0]["error"] is None and trials[0]["mean"] > 0
 
 
-def test_broken_studies_are_named(tiny, tmp_path):  # noqa: F811
+def test_broken_studies_are_named(tiny, small_batches, tmp_path):  # noqa: F811
     run_cli("tune", *SHORT, "--trials", 1, "--output", tmp_path)
     document = results.load(tmp_path / "study.json")
     for change, message in [
@@ -142,6 +174,42 @@ def test_broken_studies_are_named(tiny, tmp_path):  # noqa: F811
         change(broken)
         with pytest.raises(ValueError, match=message):
             results.validate(broken)
+
+
+def test_the_outcome_has_all_studies_and_winners_are_of_as_many_trials(tiny, small_batches, tmp_path, capsys):  # noqa: F811
+    arguments = [*ANY, "--output", tmp_path, "--methods"]
+    assert run_cli("tune", *arguments, "triplet", "--trials", 2) == 0
+    assert run_cli("tune", *arguments, "htl", "htl", "--trials", 1) == 0
+    assert {method: len(trials) for method, trials in trials_of(tmp_path).items()} == {"triplet": 2, "htl": 1}
+    compared = ["compare", *TINY, "--tuned", "--study", tmp_path / "study.json", "--output", tmp_path / "tuned"]
+    capsys.readouterr()
+    assert run_cli(*compared) == 2
+    said = capsys.readouterr().out
+    assert "there are triplet 2, htl 1; go on with" in said
+    command = said.partition("`python -m benchmarks ")[2].partition("`")[0].split()
+    assert run_cli(command[0], *ANY, "--output", tmp_path, *command[1:]) == 0
+    assert {method: len(trials) for method, trials in trials_of(tmp_path).items()} == {"triplet": 2, "htl": 2}
+    # Of another plan: not to be compared, also if it is another method's.
+    assert run_cli("tune", *arguments, "ntxent", "--trials", 1, "--embedding-size", 8) == 2
+    assert "the study of triplet was made with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size", [32, 48])
+def test_a_batch_that_some_trial_could_not_have_is_refused_before_the_search(tiny, tmp_path, capsys, batch_size):  # noqa: F811
+    """Otherwise it would be worth nothing, and a method with neighbourhoods would have fewer trials than others."""
+    assert run_cli("tune", *SHORT, "--batch-size", batch_size, "--trials", 1, "--output", tmp_path) == 2
+    said = capsys.readouterr().out
+    assert "htl is searched with {'samples_per_class': " in said and "choose another --batch-size" in said
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_a_network_that_is_not_to_be_had_is_no_training_that_diverged(tiny, tmp_path, capsys):  # noqa: F811
+    for change, message in [
+        (["--network", "vgg"], "network must be one of"),
+        (["--weights", "pretrained"], "no weights for"),
+    ]:
+        assert run_cli("tune", *SHORT, "--trials", 1, "--output", tmp_path / "out", *change) == 2
+        assert message in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
 def test_ablations_are_of_contenders_that_there_are():

@@ -59,6 +59,10 @@ FIELD_SETS = {
         (1, 4, 16, 32),
     ),
 }
+INSHOP_SOURCE = (
+    "list_eval_partition.txt and img.zip of the In-shop Clothes Retrieval Benchmark of DeepFashion "
+    "(https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html)"
+)
 INSHOP_RECALL = (1, 10, 20, 30)
 FOLDER_RECALL = (1, 2, 4, 8)
 
@@ -68,6 +72,7 @@ def field_set(name: str, root: Path, size: int) -> Splits:
     spec = FIELD_SETS[name]
     require(name, root, spec.needed, spec.source)
     parts = [spec.dataset(str(root), split=split, download=False) for split in ("train", "test")]
+    require(name, root, tuple(str(Path(part.paths[0]).relative_to(root)) for part in parts), spec.source)
     classes, labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)
     train, test = np.split(labels, [len(parts[0].labels)])
     names = [Path(path).parent.name for part in parts for path in part.paths]
@@ -81,13 +86,7 @@ def in_shop(root: Path, size: int) -> Splits:
     lists = [folder / "list_eval_partition.txt" for folder in (root / "Eval", root)]
     found = [path for path in lists if path.exists()]
     if not found:
-        require(
-            "inshop",
-            root,
-            ("Eval/list_eval_partition.txt",),
-            "list_eval_partition.txt and img.zip of the In-shop Clothes Retrieval Benchmark of DeepFashion "
-            "(https://mmlab.ie.cuhk.edu.hk/projects/DeepFashion.html)",
-        )
+        require("inshop", root, ("Eval/list_eval_partition.txt",), INSHOP_SOURCE)
     base = root / "Img" if (root / "Img").is_dir() else root
     rows = [line.split() for line in found[0].read_text(encoding="utf-8").splitlines()[2:] if line.strip()]
     broken = [row for row in rows if len(row) != 3 or row[2] not in ("train", "query", "gallery")]
@@ -99,6 +98,7 @@ def in_shop(root: Path, size: int) -> Splits:
         inside = [place for place, row in enumerate(rows) if row[2] == status]
         if not inside:
             raise ValueError(f"{found[0]} has no image with status {status}")
+        require("inshop", base, (rows[inside[0]][0],), INSHOP_SOURCE)
         return ImageFiles([base / rows[place][0] for place in inside], torch.from_numpy(labels[inside]), size)
 
     return split_as_given("inshop", part("train"), part("query"), part("gallery"), classes.tolist(), INSHOP_RECALL)
