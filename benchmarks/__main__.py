@@ -36,7 +36,7 @@ from .data import IN_FILES, IN_MEMORY, Splits, load
 from .methods import METHODS, Contender, Settings, parse_contender
 from .networks import NETWORKS, make_network
 from .parallel import quiet
-from .ranks import process_group
+from .ranks import is_first, number_of_processes, process_group
 from .speed.cases import PARTS
 from .speed.run import run as run_speed
 from .study import document_of as outcome_of_tuning
@@ -125,6 +125,8 @@ def compare(
         winners = tuned_settings(study) if tuned else None
         contenders = [parse_contender(name, winners) for name in methods or winners or METHODS]
         document = run(contenders, seeds or list(range(5 if tuned else 3)), plan, data, jobs, output)
+    if document is None:
+        return
     console.print(rich_table(document))
     console.print(f"Results, plots and records are in {output}/: " + ", ".join(sorted(p.name for p in output.iterdir())))
 
@@ -171,7 +173,8 @@ def ablate(
                 )  # fmt: skip
                 folder = output.joinpath(*(f"{setting}-{value}" for setting, value in changes.items()))
                 document = run(contenders, seeds or [0, 1, 2], replace(plan, **changes), data, jobs, folder)
-                console.print(rich_ablation_table(name, document))
+                if document is not None:
+                    console.print(rich_ablation_table(name, document))
 
 
 @app.command()
@@ -202,6 +205,8 @@ def tune(
     Hours on two cores for all methods.
     """
     with explained_errors():
+        if number_of_processes() > 1:
+            raise ValueError("tune takes no torchrun: it has processes of its own, see --jobs")
         try:
             from . import tune as tuning
         except ImportError as error:
@@ -220,15 +225,19 @@ def tune(
     console.print(f"The study is in {output}/study.db, its outcome in {output}/study.json")
 
 
-def run(contenders: list[Contender], seeds: list[int], plan: Plan, data: str, jobs: int, output: Path) -> dict[str, Any]:
-    """Trains, and returns the results file; what does not fit shows now, not after hours."""
+def run(
+    contenders: list[Contender], seeds: list[int], plan: Plan, data: str, jobs: int, output: Path
+) -> dict[str, Any] | None:
+    """Trains, and returns the results file (None in all processes but the first); what does not fit shows now."""
+    if jobs > 1 and number_of_processes() > 1:
+        raise ValueError("--jobs runs several trainings at a time, and torchrun several processes of one: use one of them")
     splits = loaded(data, plan)
     for contender in contenders:
         contender.build(plan.task(splits, seed=0))
     output.mkdir(parents=True, exist_ok=True)
     outcome = results.Results(output / "results.json", plan, splits.describe())
     run_comparison(contenders, seeds, plan, splits, outcome, jobs, console)
-    return outcome.document
+    return outcome.document if is_first() else None
 
 
 def in_files(data: str) -> bool:
@@ -361,6 +370,7 @@ def spread_lists(arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> None:
     quiet()
     with process_group():
+        console.quiet = not is_first()
         app(spread_lists(sys.argv[1:] if arguments is None else arguments), prog_name="python -m benchmarks")
 
 

@@ -11,6 +11,7 @@ from .data import Splits
 from .methods import Contender
 from .parallel import workers
 from .plots import plot_class_tree, plot_curves
+from .ranks import from_first, is_first
 from .report.explorer import explorer_document, save_explorer
 from .results import Results
 from .resuming import checkpoint_of
@@ -30,12 +31,14 @@ def compare(
             if not any((seed, contender.method, contender.settings) == (s, c.method, c.settings) for c, s in wanted):
                 wanted.append((contender, seed))
     missing = [(contender, seed) for contender, seed in wanted if not results.has(contender, seed)]
+    missing = from_first(missing)  # on other machines there may be no file
     if len(missing) < len(wanted):
         console.print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are in {results.path} already.")
 
     if missing:
         train_missing(missing, plan, data, results, jobs, console)
-    plot_curves(results.document, results.path.parent / "accuracy.png")
+    if is_first():
+        plot_curves(results.document, results.path.parent / "accuracy.png")
 
 
 def train_missing(
@@ -56,6 +59,8 @@ def train_missing(
         )
         for contender, seed, future in submitted if jobs == 1 else list(submitted):
             outcome = future.result()
+            if outcome is None:
+                continue
             title = f"{contender.title}, seed {seed}"
             results.add(contender, seed, outcome)
             checkpoint_of(folder_of(contender, seed, results)).unlink(missing_ok=True)  # large, and of no more use
@@ -68,7 +73,7 @@ def train_missing(
             progress.console.print(f"{title}: test MAP@R {outcome.accuracies['test']['map_at_r']:.1%}", highlight=False)
 
 
-def train_one(data: Splits, contender: Contender, seed: int, plan: Plan, folder: Path) -> Outcome:
+def train_one(data: Splits, contender: Contender, seed: int, plan: Plan, folder: Path) -> Outcome | None:
     try:
         return train(contender, seed, plan, data, folder)
     except ValueError as error:  # such as embeddings of NaN

@@ -16,6 +16,8 @@ from pytorch_metric_learning import distances, losses, miners, samplers
 
 from pml_htl import AnchorNeighborSampler, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 
+from .ranks import number_of_processes
+
 Settings = dict[str, Any]  # numbers and words
 
 
@@ -115,9 +117,13 @@ def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
             f"the batch size must be a multiple of samples_per_class={per_class} and at most {per_class} of each of the "
             f"{task.num_classes} classes, but it is {task.batch_size}"
         )
+    # Each process has its part of the batch, of classes that the others may have as well.
+    batch_size = task.batch_size // number_of_processes()
+    if batch_size % per_class:
+        raise ValueError(f"{number_of_processes()} processes cannot share {task.batch_size // per_class} classes evenly")
     # Its length is that of an epoch, since the data begin anew after each.
-    length = task.batch_size * task.iterations
-    return samplers.MPerClassSampler(task.labels, per_class, task.batch_size, length)
+    length = batch_size * task.iterations
+    return samplers.MPerClassSampler(task.labels, per_class, batch_size, length)
 
 
 def neighbors(task: Task, settings: Settings, tree: ClassTree) -> AnchorNeighborSampler:

@@ -6,9 +6,12 @@ import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = datetime.timedelta(hours=1)  # the others wait while the first tests a model
 
@@ -37,6 +40,35 @@ def number_of_processes() -> int:
 def own_rank() -> int:
     """Which of them this is."""
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that tests, prints and writes."""
+    return own_rank() == 0
+
+
+def from_first(value: Any) -> Any:
+    """The value that the first process has."""
+    values = [value]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def shared_model(model: torch.nn.Module) -> torch.nn.Module:
+    """With the gradients of all processes."""
+    has_gradients = any(parameter.requires_grad for parameter in model.parameters())
+    return DistributedDataParallel(model) if number_of_processes() > 1 and has_gradients else model
+
+
+def shared_loss(loss: torch.nn.Module) -> torch.nn.Module:
+    """Of the batch of all processes; proxies get the gradients of all, so that they stay the same."""
+    return loss if number_of_processes() == 1 else shared_model(DistributedLossWrapper(loss))
+
+
+def shared_miner(miner: torch.nn.Module | None) -> torch.nn.Module | None:
+    """In the batch of all processes."""
+    return miner if miner is None or number_of_processes() == 1 else DistributedMinerWrapper(miner)
 
 
 def wait_for_all() -> None:

@@ -17,11 +17,13 @@ from pytorch_metric_learning.utils.logging_presets import HookContainer, get_hoo
 
 from pml_htl import ClassTree, TreeRefresh
 from pml_htl.checkpoint import CheckpointHook
+from pml_htl.trainers import without_ddp
 
 from .data import Splits
 from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits
 from .methods import Contender, Task
 from .networks import make_network
+from .ranks import is_first, number_of_processes, own_rank, shared_loss, shared_miner, shared_model, wait_for_all
 from .resuming import MadeWith, RunFiles, checkpoint_of, made_with
 
 
@@ -69,11 +71,13 @@ class Plan:
         """
         always = ("iterations", "epoch_iterations", "batch_size", "embedding_size", "precision")
         defaults = {field.name: field.default for field in fields(self)}
-        return {
+        settings = {
             name: value
             for name, value in asdict(self).items()
             if name in always or (name not in ("device", "workers") and value != defaults[name])
         }
+        # Batch norm sees the samples of one process, so their number matters.
+        return settings if number_of_processes() == 1 else {**settings, "processes": number_of_processes()}
 
 
 @dataclass(frozen=True)
@@ -136,16 +140,19 @@ class InPrecision(torch.nn.Module):
             return self.network(inputs).float()
 
 
-def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Path, *, test: bool = True) -> Outcome:
+def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Path, *, test: bool = True) -> Outcome | None:
     """Trains on `data.train`, chooses the epoch on `data.val`, and tests it on `data.test` unless told not to.
 
     Records, TensorBoard files and models go to `folder`, which is emptied first, unless there is a checkpoint of this very
     training, which is then gone on with. The same seed gives the same outcome, also of a training that was killed.
+
+    Under torchrun all processes train one model (without checkpoints), and the first tests it; for the others, None.
     """
-    if not checkpoint_of(folder).exists():
+    first = is_first()
+    if first and not checkpoint_of(folder).exists():
         shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(seed)
-    np.random.seed(seed)  # MPerClassSampler draws from NumPy's global generator
+    np.random.seed(seed if first else [seed, own_rank()])  # MPerClassSampler draws from NumPy's global generator
     device = torch.device(plan.device)
     parts = contender.build(plan.task(data, seed))
     loss = parts.loss.to(device)
@@ -153,16 +160,13 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     trunk, embedder = trunk.to(device), torch.nn.Linear(width, plan.embedding_size).to(device)
     trunk, embedder = InPrecision(trunk, plan.precision), InPrecision(embedder, plan.precision)
 
-    hooks = make_hooks(folder)
-    tester = make_tester(hooks, data, plan.workers, device)
-    hook = hooks.end_of_epoch_hook(tester, {"val": data.val}, str(folder / "models"))
-    refresh = None
     stopwatch = Stopwatch()
     stateful = {
         "made_with": MadeWith(made_with(contender, seed, asdict(plan), data)),
         "stopwatch": stopwatch,
         "files": RunFiles(folder),
     }
+    refresh = None
     if parts.tree is not None:
         refresh = TreeRefresh(
             parts.tree,
@@ -173,45 +177,59 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
             loss=loss,
             batch_size=BATCH_SIZE,
             num_workers=plan.workers,
-            then=hook,
         )
         stateful["refresh"] = refresh
+    hooks, test_and_save = None, None
+    if first:
+        hooks = make_hooks(folder)
+        tester = make_tester(hooks, data, plan.workers, device)
+        test_and_save = hooks.end_of_epoch_hook(tester, {"val": data.val}, str(folder / "models"))
 
-    def end_of_epoch(trainer: Any) -> Any:
-        verdict = hook(trainer) if refresh is None else refresh(trainer)
+    def end_of_epoch(trainer: Any) -> None:
+        if refresh is not None:
+            refresh(trainer)
         stopwatch.refresh_seconds_by_epoch.append(0.0 if refresh is None else refresh.seconds)
-        return verdict
+        if test_and_save is not None:
+            with without_ddp(trainer.models), without_ddp(trainer.loss_funcs):
+                test_and_save(trainer)
+        wait_for_all()
 
-    checkpoint = CheckpointHook(checkpoint_of(folder), end_of_epoch, **stateful)
+    alone = number_of_processes() == 1
+    checkpoint = CheckpointHook(checkpoint_of(folder), end_of_epoch, **stateful) if alone else None
     trainer = MetricLossOnly(
-        models={"trunk": trunk, "embedder": embedder},
+        models={"trunk": shared_model(trunk), "embedder": shared_model(embedder)},
         optimizers=make_optimizers(trunk, embedder, loss, contender.settings["learning_rate"], parts.loss_lr),
-        batch_size=plan.batch_size,
-        loss_funcs={"metric_loss": loss},
-        mining_funcs={} if parts.miner is None else {"tuple_miner": parts.miner},
+        batch_size=plan.batch_size // number_of_processes(),
+        loss_funcs={"metric_loss": shared_loss(loss)},
+        mining_funcs={} if parts.miner is None else {"tuple_miner": shared_miner(parts.miner)},
         dataset=data.train,
         sampler=parts.sampler,
         iterations_per_epoch=plan.epoch_iterations,
         data_device=device,
         dataloader_num_workers=plan.workers,
         freeze_trunk_batchnorm=plan.freeze_batch_norm,
-        end_of_iteration_hook=hooks.end_of_iteration_hook,
-        end_of_epoch_hook=stopwatch.pausing(checkpoint),
+        end_of_iteration_hook=hooks.end_of_iteration_hook if first else None,
+        end_of_epoch_hook=stopwatch.pausing(checkpoint if alone else end_of_epoch),
     )
+    start_epoch = 1
     try:
-        start_epoch = checkpoint.resume(trainer)
+        if alone:
+            start_epoch = checkpoint.resume(trainer)
     except ValueError as error:  # of other settings or other code, or damaged
         warnings.warn(f"{error}. This training begins anew", stacklevel=2)
         close_records(hooks)
         shutil.rmtree(folder)
         return train(contender, seed, plan, data, folder, test=test)
     trainer.train(start_epoch, plan.num_epochs)
+    if not first:
+        return None
 
     tester.reference_split_names["val"] = ["val"]  # PML knows only after a test, which a resumed training may not need
     history = hooks.get_accuracy_history(tester, "val", return_all_metrics=True)
     best_epoch, _ = hooks.get_best_epoch_and_accuracy(tester, "val")
     validation = accuracies_of({name: values[best_epoch - 1] for name, values in history.items()})
-    hooks.load_latest_saved_models(trainer, str(folder / "models"), device, best=True)  # the tree comes along
+    with without_ddp(trainer.models), without_ddp(trainer.loss_funcs):  # the tree comes along
+        hooks.load_latest_saved_models(trainer, str(folder / "models"), device, best=True)
     accuracies = {"validation": validation}
     if test:
         images, looked_up_in = test_splits(data)
