@@ -34,6 +34,8 @@ def problem_with(version: Any, saved: dict[str, Any], num_levels: int, labels: t
     for name, value in (("format_version", version), *saved.items()):
         if not isinstance(value, torch.Tensor) or value.ndim != DIMENSIONS.get(name, 0):
             return f"{name} is not a tensor of {DIMENSIONS.get(name, 0)} dimensions"
+        if value.layout != torch.strided or value.is_meta:
+            return f"{name} is not a dense tensor with values"
     if version != FORMAT_VERSION:
         return f"its format version is {version.item()}, this version of pml-htl reads {FORMAT_VERSION}"
     if not saved:
@@ -45,6 +47,8 @@ def problem_with(version: Any, saved: dict[str, Any], num_levels: int, labels: t
         known, others = set(labels.tolist()), set(saved["labels"].tolist())
         differing = name_some(torch.tensor(sorted(known ^ others), dtype=torch.int64))
         return f"its {num_classes} classes are not the {len(labels)} classes of this tree: only one of them has {differing}"
+    if num_classes < 2:
+        return f"a tree has at least two classes, but it has {num_classes}"
     num_neighbors = saved["nearest_classes"].shape[-1]
     shapes = {
         "labels": (num_classes,),
@@ -66,9 +70,20 @@ def problem_with(version: Any, saved: dict[str, Any], num_levels: int, labels: t
             return f"{name} points outside its {num_classes} classes"
         if not torch.isfinite(value).all():
             return f"{name} is not finite"
+        if name != "labels" and (value < 0).any():
+            return f"{name} is negative"
     if (saved["labels"].diff() <= 0).any():
         return "its labels are not sorted"
+    for name in ("merge_heights", "thresholds"):
+        if (saved[name].diff() < 0).any():
+            return f"its {name} do not ascend"
+    neighbors = saved["nearest_classes"]
+    own = torch.arange(num_classes, device=neighbors.device).unsqueeze(1)
+    if num_neighbors == 0 or (torch.cat([neighbors, own], dim=1).sort(dim=1).values.diff(dim=1) == 0).any():
+        return "its nearest_classes are not different other classes of each"
     edges, heights, thresholds = (saved[name].cpu().numpy() for name in ("merge_edges", "merge_heights", "thresholds"))
     if not np.array_equal(cut_levels(edges, heights, thresholds), saved["nodes"].cpu().numpy()):
         return "its nodes are not those of its merges and thresholds"
+    if saved["nodes"][:, -1].any():
+        return "its merges do not join all classes"
     return None
