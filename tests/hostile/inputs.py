@@ -51,7 +51,7 @@ def draw_batch(classes, dimensions, seed, size=6, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     classes = torch.as_tensor(classes)
     labels = classes[torch.randint(len(classes), (size,), generator=generator)]
-    centres = torch.stack(
-        [torch.randn(dimensions, generator=torch.Generator().manual_seed(c % 1009)) for c in labels.tolist()]
-    )
+    centres = torch.empty(size, dimensions)
+    for row, label in zip(centres, labels.tolist(), strict=True):
+        row.copy_(torch.randn(dimensions, generator=torch.Generator().manual_seed(label % 1009)))
     return (centres + 0.5 * torch.randn(size, dimensions, generator=generator)).to(dtype), labels
