@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from .batches import check_embeddings
 from .labels import Labels, label_tensor
 from .statistics import ClassStatistics
 
@@ -24,7 +25,7 @@ def collect_statistics(models: list[torch.nn.Module], batches: Batches) -> Class
 
     Raises:
         ValueError: no batches, labels that are not one per sample, and whatever `ClassStatistics.update` raises.
-        TypeError: labels that are not integers.
+        TypeError: labels that are not integers, or a model that makes anything else than a tensor of floats.
     """
     parts: list[ClassStatistics] = []
     with _eval_mode(models), kept_random_states(), torch.no_grad():
@@ -35,6 +36,7 @@ def collect_statistics(models: list[torch.nn.Module], batches: Batches) -> Class
                     f"the labels of a batch are of shape {tuple(labels.shape)}, but a class tree has one label per sample: "
                     "give the trainer a single label_hierarchy_level"
                 )
+            check_embeddings(embeddings, "the embeddings that the model makes")
             parts.append(ClassStatistics(labels, embeddings.shape[-1]).update(embeddings, labels))
             # Parts are joined when they are about as large, so that new classes in every batch do not copy all old ones.
             while len(parts) > 1 and 2 * len(parts[-1].labels) >= len(parts[-2].labels):
@@ -44,6 +46,17 @@ def collect_statistics(models: list[torch.nn.Module], batches: Batches) -> Class
     if not parts:
         raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
     return parts[0]
+
+
+def inputs_and_labels(batch: Any) -> tuple[Any, Labels]:
+    """A batch that is such a pair, as one; a `ValueError` that says what else it is."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        given = f"{len(batch)} parts" if isinstance(batch, (tuple, list)) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"a batch of the refresh's data set is {given}, but must be a pair (inputs, labels); "
+            "give a data_and_label_getter that makes one of it"
+        )
+    return batch[0], batch[1]
 
 
 def _join_last(parts: list[ClassStatistics]) -> None:
