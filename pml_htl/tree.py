@@ -97,7 +97,6 @@ class ClassTree(torch.nn.Module):
         """Whether there is a tree yet."""
         return self.labels is not None
 
-    @torch.no_grad()
     def fit(self, statistics: ClassStatistics, *, device: torch.device | str | None = None) -> ClassTree:
         """Builds the tree from class statistics and returns it; a tree that was there is replaced, or kept on an error.
 
@@ -301,7 +300,7 @@ class ClassTree(torch.nn.Module):
                 "the embeddings have collapsed: the average squared distance within a class is "
                 f"{average_spread:.2g} (at most 4). Lower the learning rate, train longer with the constant margin "
                 "(warmup_epochs), or stop earlier",
-                stacklevel=4,  # past `fit` and its no_grad
+                stacklevel=3,  # past `fit`
             )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
