@@ -35,14 +35,14 @@ def assert_whole(tree):
     assert torch.equal(loaded.cophenetic_distances(a, b), tree.cophenetic_distances(a, b))
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "the disk is gone"), ValueError("a broken image")], ids=repr)
-def test_a_data_set_that_raises_in_a_worker(error):
+def test_a_data_set_that_raises_in_a_worker():
     htl = make_htl(LABELS)
     htl.tree.fit_embeddings(DATA, LABELS)
     before = copy.deepcopy(htl.tree.state_dict())
     model = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.Dropout())
-    with pytest.raises(type(error), match=r"the disk is gone|a broken image"):
-        htl.refresh_hook(Failing(error), batch_size=16, num_workers=2).refresh(model)
+    broken = Failing(OSError(errno.EIO, "the disk is gone"))
+    with pytest.raises(OSError, match="the disk is gone"):
+        htl.refresh_hook(broken, batch_size=16, num_workers=2).refresh(model)
     assert all(torch.equal(before[name], value) for name, value in htl.tree.state_dict().items())
     assert all(module.training for module in model.modules())
     htl.refresh_hook(DATASET, batch_size=16, num_workers=2).refresh(model)  # and it goes on
@@ -84,7 +84,7 @@ def test_ctrl_c_at_any_moment_of_a_fit():
     tree, pressed = ClassTree(5), []
     statistics = [ClassStatistics(labels, 3).update(x, labels) for x, labels in (samples(0), samples(1))]
     trees = [ClassTree(5).fit(each).state_dict() for each in statistics]
-    for turn, seconds in enumerate(random_moments(lambda: tree.fit(statistics[0]), 300), 1):
+    for turn, seconds in enumerate(random_moments(lambda: tree.fit(statistics[0]), 200), 1):
         if pressed_during(functools.partial(tree.fit, statistics[turn % 2]), seconds):
             pressed.append(seconds)
         which = next(place for place in (0, 1) if torch.equal(tree.spreads, trees[place]["spreads"]))

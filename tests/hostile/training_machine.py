@@ -47,7 +47,7 @@ MINER, LOSS, HTL_SHAPE = {"tree": ClassTree()}, {"miner": DynamicMarginMiner(Cla
 }  # fmt: skip
 NO_COUNTS, NO_NUMBERS = [0, -1, True, 1.5, "2", None], ["a", True, np.nan, np.inf, None, [1]]
 BAD_ARGUMENTS = [
-    (HTL, HTL_SHAPE, "labels", [[0.5, 1.5], ["a"], None, 3, [[1], [2]], [], [1, 1]], "label"),
+    (HTL, HTL_SHAPE, "labels", [[0.5, 1.5], ["a"], None, 3, [[1], [2]], [], [1, 1]], "label|single class"),
     *((HTL, HTL_SHAPE, name, NO_COUNTS, name) for name in ("num_anchors", "neighborhood_size", "samples_per_class")),
     (HTL, HTL_SHAPE, "neighborhood_size", [5, 10**9], "distinct classes, but the data set has 4"),
     (HTL, HTL_SHAPE, "seed", [-1, 0.5, "a", True], "seed"),
