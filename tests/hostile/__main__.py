@@ -66,9 +66,7 @@ def main():
             "seconds": round(time.perf_counter() - start, 1),
             "by_call": counts,
         }
-        print(
-            f"{name}: {calls:,} calls, {done:,} done, {calls - done:,} refused or interrupted, and nothing changed by those"
-        )
+        print(f"{name}: {calls:,} calls, {done:,} done, {calls - done:,} refused or interrupted")
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 

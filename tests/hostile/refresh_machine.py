@@ -231,14 +231,14 @@ class RefreshMachine(Hostile):
         spoil, refusal = BAD_LABELS[kind]
         if "another data set" in kind and not (self.streaming or self.htl.tree.is_fitted):  # nobody can know
             return
-        embeddings = inputs[:, :4].clone().requires_grad_()
+        embeddings = inputs[:, :8].clone().requires_grad_()
         self.attempt("loss", lambda: self.htl.loss(embeddings, spoil(labels)), refusal)
 
     @rule(seed=SEEDS, kind=st.sampled_from(sorted(BAD_EMBEDDINGS)))
     def a_batch_with_bad_embeddings(self, seed, kind):
         inputs, labels = self.samples(seed)
         spoil, refusal = BAD_EMBEDDINGS[kind]
-        spoilt = spoil(inputs[:, :4] * torch.ones(4))
+        spoilt = spoil(inputs[:, :8] * torch.ones(8))
         if isinstance(spoilt, torch.Tensor) and (spoilt.is_floating_point() or spoilt.is_complex()):
             spoilt = spoilt.requires_grad_()
         self.attempt("loss", lambda: self.htl.loss(spoilt, labels), refusal)
