@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ._pml import to_device
 from .distributed import Group, Ranks
-from .embedding import collect_statistics, make_loader, share_of, subset_per_class
+from .embedding import collect_statistics, inputs_and_labels, make_loader, share_of, subset_per_class
 from .labels import Labels, integer_at_least, label_tensor, name_some
 from .samplers import AnchorNeighborSampler
 from .state import check_entries, check_setting
@@ -98,7 +98,7 @@ class TreeRefresh:
             trainer, sampler and tree that differ; losses of several slices with one tree; `samples_per_class` without
             labels; a watched `loss` that the trainer does not call, or calls under several names. At once: an unknown
             `mode`, "streaming" without a loss or labels or with `samples_per_class`, `forget` outside (0, 1].
-        TypeError: `tree` is no ClassTree, `loss` is no module, or a hook cannot be called.
+        TypeError: `tree` is no ClassTree, `dataset` no data set, `loss` no module, or a hook cannot be called.
         RuntimeError: while refreshing, another process has failed; names its rank and its error.
         ImportError: `tensorboard_writer` without matplotlib.
     """
@@ -138,6 +138,8 @@ class TreeRefresh:
         self.every_n_iterations = _optional_integer(1, "every_n_iterations", every_n_iterations)
         self.samples_per_class = _optional_integer(2, "samples_per_class", samples_per_class)  # one has no spread
         self.labels = None if labels is None else label_tensor(labels, "cpu").numpy().copy()
+        if self.labels is not None and self.labels.ndim != 1:
+            raise ValueError(f"labels must be of shape (N,), one per sample, but they are {self.labels.shape}")
         self.seed = integer_at_least(0, "seed", seed)
         self.batch_size = integer_at_least(1, "batch_size", batch_size)
         self.num_workers = _optional_integer(0, "num_workers", num_workers)
@@ -147,6 +149,8 @@ class TreeRefresh:
             from . import plots
 
             plots.require_matplotlib()
+            if not hasattr(tensorboard_writer, "add_figure"):
+                raise TypeError(f"tensorboard_writer must be a SummaryWriter, but it is {tensorboard_writer!r}")
         self.watch = self._watch(mode, loss, forget)
         self.then = then
         self.then_each_iteration = then_each_iteration
@@ -226,6 +230,11 @@ class TreeRefresh:
                     raise ValueError(
                         'refresh needs the model that embeds the data set, unless the refresh has mode="streaming"'
                     )
+                if not isinstance(model, torch.nn.Module):
+                    raise TypeError(f"model must be a torch module that embeds a batch of inputs, but it is {model!r}")
+                for name, function in (("data_and_label_getter", data_and_label_getter), ("collate_fn", collate_fn)):
+                    if function is not None and not callable(function):
+                        raise TypeError(f"{name} must be a function of a batch, but it is {function!r}")
                 model = unwrapped(model)
                 if device is None:
                     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -233,7 +242,8 @@ class TreeRefresh:
 
                 def batches() -> Iterator[tuple[torch.Tensor, Labels]]:
                     for batch in loader:
-                        inputs, labels = batch if data_and_label_getter is None else data_and_label_getter(batch)
+                        pair = batch if data_and_label_getter is None else data_and_label_getter(batch)
+                        inputs, labels = inputs_and_labels(pair)
                         yield model(to_device(inputs, device=device, dtype=dtype)), labels
 
                 statistics = collect_statistics([model], batches())
@@ -330,6 +340,10 @@ class TreeRefresh:
         if mode == "full":
             if self.dataset is None:
                 raise ValueError('a refresh embeds the training set, but dataset is None; mode="streaming" needs none')
+            if not hasattr(self.dataset, "__getitem__") and not isinstance(self.dataset, IterableDataset):
+                raise TypeError(f"dataset must be a data set of torch, but it is {self.dataset!r}")
+            if self.samples_per_class is not None and not hasattr(self.dataset, "__len__"):
+                raise TypeError("samples_per_class chooses samples by their places, but the data set has no length")
             return None
         if loss is None or self.labels is None:
             raise ValueError(

@@ -20,7 +20,10 @@ _MAX_NAMED = 5
 def label_tensor(labels: Labels, device: torch.device | str | None = None) -> torch.Tensor:
     """`labels` as an int64 tensor of the same shape; a `TypeError` if they are not integers."""
     if not isinstance(labels, torch.Tensor):
-        array = np.asarray(labels)
+        try:
+            array = np.asarray(labels)
+        except ValueError:
+            raise ValueError("labels must be integers in an array, but these are rows of several lengths") from None
         if array.size == 0:
             array = array.astype(np.int64)
         if array.dtype.kind not in "iu":

@@ -13,7 +13,8 @@ import torch
 from . import _pml
 from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, SumReducer, get_random_triplet_indices
 from .distances import distance_matrix
-from .inputs import prepare_inputs
+from .inputs import prepare_indices, prepare_inputs
+from .labels import integer_at_least
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
 from .precision import full_precision
 from .reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
@@ -63,9 +64,11 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     "all" has chosen the triplets that make up this loss anyway.
 
     Raises:
-        ValueError: a distance that is not the miner's; when called, missing labels, `swap` with `ref_emb`, or a label that
-            the fitted tree does not know (a device-side assertion for labels on a GPU; labels on the host are named).
-        TypeError: `miner` is no DynamicMarginMiner.
+        ValueError: a distance that is not the miner's; when called, missing labels, wrong shapes or lengths, indices outside
+            of the batch, `swap` with `ref_emb`, or a label that the fitted tree does not know (a device-side assertion for
+            labels on a GPU; labels on the host are named).
+        TypeError: `miner` is no DynamicMarginMiner; when called, embeddings that are not floats, or labels or indices that
+            are not integers.
 
     Example:
         >>> import torch
@@ -99,10 +102,15 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
                 f"{miner.distance.power}; give the distance to the miner, the loss takes it from there"
             )
         if temperature is not None:
-            if not isinstance(temperature, numbers.Real) or not 0 < temperature < math.inf:
+            is_number = isinstance(temperature, numbers.Real) and not isinstance(temperature, bool)
+            if not is_number or not 0 < temperature < math.inf:
                 raise ValueError(f"temperature must be a number above 0, or None for max(0, .), but it is {temperature!r}")
             if smooth_loss:
                 raise ValueError("temperature and smooth_loss=True are two ways to smooth one maximum; give one of them")
+        if not callable(self.reducer):
+            raise TypeError(f"reducer must be one of PML's reducers, but it is {self.reducer!r}")
+        if triplets_per_anchor != "all":
+            integer_at_least(1, 'triplets_per_anchor, if not "all",', triplets_per_anchor)
         self.miner = miner
         self.swap = swap
         self.smooth_loss = smooth_loss
@@ -139,23 +147,21 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     def compute_loss(
         self,
         embeddings: torch.Tensor,
-        labels: torch.Tensor | None,
+        labels: torch.Tensor,
         indices_tuple: tuple[torch.Tensor, ...] | None,
         ref_emb: torch.Tensor,
-        ref_labels: torch.Tensor | None,
+        ref_labels: torch.Tensor,
     ) -> dict[str, dict[str, Any]]:
         """PML's loss dictionary: the reduced loss where sums are enough for the reducer, else one loss per triplet."""
-        if labels is None or ref_labels is None:
-            missing = "labels" if labels is None else "ref_labels"
-            raise ValueError(f"{missing} are required, also with indices_tuple: the margins belong to class pairs")
         if self.swap and ref_emb is not embeddings:
             raise ValueError(
                 "swap=True does not work with ref_emb: it compares positives with negatives, and both are in ref_emb; "
                 "use swap=False"
             )
         if indices_tuple is not None:
-            self._warn_of_redundant_miner(indices_tuple)
-            indices_tuple = tuple(index.to(embeddings.device) for index in indices_tuple)
+            mined = indices_tuple
+            indices_tuple = prepare_indices(indices_tuple, len(labels), len(ref_labels), embeddings.device)
+            self._warn_of_redundant_miner(mined)
         if self.temperature is not None and self._has_all_negatives(indices_tuple) and not self.swap:
             return self._softened(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self._needs_list(indices_tuple):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ._pml import BaseMiner, LpDistance
+from .batches import joint_shape
 from .hinge import margin_for_class_pairs
 from .inputs import prepare_inputs
 from .labels import Labels, label_tensor
@@ -95,7 +96,7 @@ class DynamicMarginMiner(BaseMiner):
         """
         anchor_labels, negative_labels = label_tensor(anchor_labels), label_tensor(negative_labels)
         if not self.tree.is_fitted:
-            shape = torch.broadcast_shapes(anchor_labels.shape, negative_labels.shape)
+            shape = joint_shape(anchor_labels, negative_labels)
             return torch.full(shape, self.initial_margin, dtype=torch.float64, device=anchor_labels.device)
         merge_distances = self.tree.cophenetic_distances if self.continuous else self.tree.merge_thresholds
         return self._margins_of(merge_distances(anchor_labels, negative_labels), self.tree.class_spreads(anchor_labels))
@@ -136,8 +137,6 @@ class DynamicMarginMiner(BaseMiner):
         self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor
     ) -> Triplets:
         """The triplets of `type_of_triplets`, int64 indices into `embeddings` and twice into `ref_emb`."""
-        if ref_labels is None:
-            raise ValueError("ref_labels are required with ref_emb: the margins belong to class pairs")
         pairs = pairs_of_labels(labels, ref_labels)
         matches, differs = pairs.positives, pairs.negatives
         distances = self.distance(embeddings, ref_emb)  # PML's own, so that ties fall as they do there

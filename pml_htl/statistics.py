@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .batches import check_embeddings, check_lengths
 from .distributed import Group, Ranks
 from .labels import Labels, integer_at_least, label_tensor, name_some, positions
 from .state import check_entries, check_labels, check_setting
@@ -82,7 +83,8 @@ class ClassStatistics:
             TypeError: embeddings that are not floats or labels that are not integers.
         """
         labels = label_tensor(labels, self.device)
-        self._check(embeddings, labels)
+        check_embeddings(embeddings, size=self.embedding_size)
+        check_lengths(embeddings, labels)
         # Two steps: a device without float64 (MPS) has to hand its values over first.
         values = embeddings.detach().to(self.device).to(torch.float64)
         norms = values.norm(dim=1)
@@ -98,14 +100,14 @@ class ClassStatistics:
             self._check_unit_norms(norms, torch.finfo(embeddings.dtype).eps)
         classes = positions(labels, self.labels, "these class statistics")
 
-        if self.forget < 1:
-            self._forget(classes.unique())
-        counts = torch.ones_like(classes)
-        self.counts.index_add_(0, classes, counts)
-        self._weights.index_add_(0, classes, counts.double())
-        self._squared_weights.index_add_(0, classes, counts.double())
-        self._sums.index_add_(0, classes, values)
-        self._squared_norms.index_add_(0, classes, values.square().sum(dim=1))
+        touched = classes.unique()
+        before = {name: getattr(self, name)[touched] for name in SUMS}
+        try:
+            self._add(values, classes, touched)
+        except BaseException:  # also Ctrl-C: the sums of a class belong together
+            for name, sums in before.items():
+                getattr(self, name)[touched] = sums
+            raise
         return self
 
     def merge(self, other: ClassStatistics) -> ClassStatistics:
@@ -121,9 +123,8 @@ class ClassStatistics:
                 f"the classes differ: {len(self.labels)} here, {len(other.labels)} in the other statistics; "
                 "make both from the labels of the whole training set"
             )
-        for name in SUMS:
-            mine: torch.Tensor = getattr(self, name)
-            mine += getattr(other, name).to(self.device)
+        merged = {name: getattr(self, name) + getattr(other, name).to(self.device) for name in SUMS}
+        self.__dict__.update(merged)  # in one step, so that nothing, not even Ctrl-C, leaves some sums merged and others not
         return self
 
     def all_reduce(self, group: Group | None = None) -> ClassStatistics:
@@ -147,13 +148,14 @@ class ClassStatistics:
 
     def add_classes(self, labels: Labels) -> ClassStatistics:
         """Makes room for classes that are not known yet (an O(C D) copy if there are any). Returns itself."""
-        grown = torch.cat([self.labels, label_tensor(labels, self.device)]).unique()
+        grown = torch.cat([self.labels, label_tensor(labels, self.device).flatten()]).unique()
         if len(grown) > len(self.labels):
             kept = torch.searchsorted(grown, self.labels)
+            state = {"labels": grown}
             for name in SUMS:
                 old = getattr(self, name)
-                setattr(self, name, old.new_zeros(len(grown), *old.shape[1:]).index_copy_(0, kept, old))
-            self.labels = grown
+                state[name] = old.new_zeros(len(grown), *old.shape[1:]).index_copy_(0, kept, old)
+            self.__dict__.update(state)  # in one step, as in `merge`
         return self
 
     @property
@@ -190,6 +192,8 @@ class ClassStatistics:
         """
         means, norms = self.means, self.mean_squared_norms
         rows = slice(None) if rows is None else rows
+        if not isinstance(rows, slice):
+            rows = self._checked_positions(rows, "(R,)", 1)
         # In place, so that there is one array of this size.
         return (means[rows] @ means.T).mul_(-2).add_(norms[rows].unsqueeze(1)).add_(norms).clamp_(min=0)
 
@@ -197,7 +201,7 @@ class ClassStatistics:
         """`d(p,q)` of some pairs (E, 2) of positions in `labels`: (E,) float64, in blocks of little memory."""
         norms = self.mean_squared_norms
         found = []
-        for block in pairs.to(self.device).split(2**16):
+        for block in self._checked_positions(pairs, "(E, 2)", 2).split(2**16):
             means = [self._sums[ends] / self._weights[ends].unsqueeze(1) for ends in block.unbind(1)]
             found.append(norms[block].sum(dim=1) - 2 * (means[0] * means[1]).sum(dim=1))
         return torch.cat(found).clamp_(min=0)
@@ -252,23 +256,31 @@ class ClassStatistics:
         has_pairs = (self.counts > 1) & (different > 1e-9 * all_pairs)
         return torch.where(has_pairs, 2 * within * (all_pairs / different), torch.nan)
 
-    def _forget(self, classes: torch.Tensor) -> None:
-        for sums in (self._sums, self._squared_norms, self._weights):
-            sums[classes] *= self.forget
-        self._squared_weights[classes] *= self.forget**2
+    def _checked_positions(self, given: torch.Tensor, shape: str, ndim: int) -> torch.Tensor:
+        try:
+            found = label_tensor(given, self.device)
+        except TypeError:
+            raise TypeError(f"class positions must be integers or a slice, but they are {given!r}") from None
+        if found.ndim != ndim or (ndim == 2 and found.shape[1] != 2):
+            raise ValueError(f"class positions must be of shape {shape}, but they are {tuple(found.shape)}")
+        if len(found) and not 0 <= found.min() <= found.max() < len(self.labels):
+            raise ValueError(
+                f"class positions must be within 0 .. {len(self.labels) - 1}, but there are {int(found.min())} and "
+                f"{int(found.max())}; give positions in `labels`, not labels"
+            )
+        return found
 
-    def _check(self, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-        if not isinstance(embeddings, torch.Tensor) or not embeddings.is_floating_point():
-            given = embeddings.dtype if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
-            raise TypeError(f"embeddings must be a tensor of floats, but got {given}")
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings must be of shape (B, {self.embedding_size}), but they are {tuple(embeddings.shape)}"
-            )
-        if labels.shape != embeddings.shape[:1]:
-            raise ValueError(
-                f"there must be one label per embedding: {len(embeddings)} embeddings, labels of shape {tuple(labels.shape)}"
-            )
+    def _add(self, values: torch.Tensor, classes: torch.Tensor, touched: torch.Tensor) -> None:
+        if self.forget < 1:
+            for sums in (self._sums, self._squared_norms, self._weights):
+                sums[touched] *= self.forget
+            self._squared_weights[touched] *= self.forget**2
+        counts = torch.ones_like(classes)
+        self.counts.index_add_(0, classes, counts)
+        self._weights.index_add_(0, classes, counts.double())
+        self._squared_weights.index_add_(0, classes, counts.double())
+        self._sums.index_add_(0, classes, values)
+        self._squared_norms.index_add_(0, classes, values.square().sum(dim=1))
 
     def _check_unit_norms(self, norms: torch.Tensor, eps: float) -> None:
         off = (norms - 1).abs()

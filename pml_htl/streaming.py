@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from .batches import check_embeddings, check_lengths
 from .distributed import Ranks
-from .labels import integer_at_least, label_tensor, positions
+from .labels import Labels, integer_at_least, label_tensor, positions
 from .state import check_entries, check_labels, check_setting
 from .statistics import STATE, ClassStatistics
 
@@ -36,27 +37,34 @@ class LossWatch:
 
     Raises:
         ValueError: `forget` is not in (0, 1]. When the loss is called: a label that is not among `labels` (at once if it is
-            on the host, a few batches later if not), no labels, or whatever `up_to_date` raises.
+            on the host, a few batches later if not), no labels, shapes that are no batch or of another embedding size than
+            before, or whatever `up_to_date` raises. The batch does not count then.
+        TypeError: when the loss is called, labels that are not integers.
     """
 
     def __init__(self, loss: torch.nn.Module, labels: torch.Tensor, forget: float) -> None:
         self.loss = loss
         self.labels = label_tensor(labels, "cpu").unique()
         self.forget = ClassStatistics(self.labels, 1, forget=forget).forget  # checked now, not in the first batch
-        self.statistics: ClassStatistics | None = None  # until a batch tells the size of an embedding
+        self.statistics: ClassStatistics | None = None
+        self.embedding_size: int | None = None  # until a batch tells
         self._buffer: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._num_broken = 0  # batches in a row that were not finite
         self._attach()
 
-    def note(self, embeddings: torch.Tensor, labels: torch.Tensor | None) -> None:
+    def note(self, embeddings: Any, labels: Labels | None) -> None:
         """Takes note of a batch with which the loss is called: (B, D) and (B,)."""
-        if not (self.loss.training and torch.is_grad_enabled() and embeddings.requires_grad):
+        if not (self.loss.training and torch.is_grad_enabled() and getattr(embeddings, "requires_grad", False)):
             return
         if labels is None:
             raise ValueError('mode="streaming" needs the labels of every batch: call the loss with embeddings and labels')
+        labels = label_tensor(labels)
+        check_embeddings(embeddings, size=self.embedding_size)
+        check_lengths(embeddings, labels)
         if labels.device.type == "cpu":  # a wrong one is named in its own batch
-            positions(label_tensor(labels), self.labels, "the refresh")
-        self._buffer.append((embeddings.detach().clone(), labels.detach().clone()))
+            positions(labels, self.labels, "the refresh")
+        self.embedding_size = embeddings.shape[1]
+        self._buffer.append((embeddings.detach().clone(), labels.clone()))
         if len(self._buffer) >= BUFFERED_BATCHES:
             self.up_to_date()
 
@@ -66,8 +74,8 @@ class LossWatch:
         Raises:
             ValueError: an unknown label, or sixteen batches in a row that were NaN or infinite.
         """
-        batches, self._buffer = self._buffer, []
-        for embeddings, labels in batches:
+        while self._buffer:  # one by one, so that a batch that is refused, or Ctrl-C, loses no others
+            embeddings, labels = self._buffer.pop(0)
             if not torch.isfinite(embeddings).all():
                 self._num_broken += 1
                 continue
@@ -150,9 +158,8 @@ class _Hook:
         watch = self._watch()
         if watch is None:
             return
-        embeddings = kwargs["embeddings"] if "embeddings" in kwargs else args[0]
-        labels = kwargs["labels"] if "labels" in kwargs else (args[1] if len(args) > 1 else None)
-        watch.note(embeddings, labels)
+        given = {**dict(zip(("embeddings", "labels"), args, strict=False)), **kwargs}
+        watch.note(given.get("embeddings"), given.get("labels"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _NoHook, ()

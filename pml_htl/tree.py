@@ -11,6 +11,7 @@ import torch
 
 from . import given as hierarchies
 from . import linkage as linkages
+from .batches import check_embeddings, check_lengths, joint_shape
 from .cophenetic import largest_between, lay_out, maxima_of_runs
 from .distributed import Ranks
 from .given import Numbers
@@ -101,7 +102,7 @@ class ClassTree(torch.nn.Module):
         self._copies = _Unrecorded()  # (name, device): the state where look-ups have needed it
         self._has_warned = False
         self.refresh_seconds = 0.0
-        self._note_for_records()
+        self.__dict__.update(self._derived_from(self._buffers))
 
     @property
     def is_fitted(self) -> bool:
@@ -179,7 +180,6 @@ class ClassTree(torch.nn.Module):
         merges = hierarchies.merges_of_taxonomy(table, min(tree.max_neighbors, len(known) - 1), seed)
         return tree._replace(shape_of(known, merges, taxonomy_height=table.shape[1]))
 
-    @torch.no_grad()
     def fit(
         self, statistics: ClassStatistics, *, device: torch.device | str | None = None, ranks: Ranks | None = None
     ) -> ClassTree:
@@ -208,9 +208,8 @@ class ClassTree(torch.nn.Module):
         shape = self._shape_for(statistics, device, ranks)
         with ranks.together(FIT):
             state = shape and with_spreads(shape, statistics.spreads, statistics.average_spread, self.num_levels)
-        self._replace(ranks.broadcast(state))
-        self._has_warned = self._has_warned or warn_of_collapse(self.d_0)
-        return self
+            self._has_warned = self._has_warned or warn_of_collapse(statistics.average_spread.item())
+        return self._replace(ranks.broadcast(state))
 
     def _shape_for(
         self, statistics: ClassStatistics, device: torch.device | str | None, ranks: Ranks
@@ -225,9 +224,9 @@ class ClassTree(torch.nn.Module):
 
     def fit_embeddings(self, embeddings: torch.Tensor, labels: Labels) -> ClassTree:
         """`fit` from embeddings (N, D), which are L2-normalised here, and their labels (N,)."""
-        if not isinstance(embeddings, torch.Tensor) or embeddings.ndim != 2:
-            given = tuple(embeddings.shape) if isinstance(embeddings, torch.Tensor) else type(embeddings).__name__
-            raise ValueError(f"embeddings must be a tensor of shape (N, D), but got {given}")
+        labels = label_tensor(labels)
+        check_embeddings(embeddings)
+        check_lengths(embeddings, labels)
         return self.fit(ClassStatistics(labels, embeddings.shape[1]).update(embeddings, labels))
 
     def merge_levels(self, a: Labels, b: Labels) -> torch.Tensor:
@@ -240,7 +239,9 @@ class ClassTree(torch.nn.Module):
             int64 of the broadcast shape, 0 .. L; 0 for a class and itself. Memory is that of the result and L + 1 numbers
             for each label given, so (B, 1) and (R,) cost less than two (B, R).
         """
-        return self._meeting_levels(self._nodes_of(a), self._nodes_of(b))
+        a_found, b_found = self._positions_of_pairs(a, b)
+        nodes = self._on(a_found.device, "nodes")
+        return self._meeting_levels(nodes[a_found], nodes[b_found])
 
     def merge_thresholds(self, a: Labels, b: Labels) -> torch.Tensor:
         """`d_H`, the threshold of the level at which classes meet: float64 squared distances, shapes as `merge_levels`."""
@@ -255,8 +256,7 @@ class ClassTree(torch.nn.Module):
         `scipy.cluster.hierarchy.cophenet`, which lists all pairs; here a table of O(C log C), made once per fit, answers
         any of them.
         """
-        a_found, b_found = self._positions(a), self._positions(b)
-        return self._heights_between(a_found, b_found)
+        return self._heights_between(*self._positions_of_pairs(a, b))
 
     def class_spreads(self, labels: Labels) -> torch.Tensor:
         """`s_y` of each label, a float64 squared distance, in the shape of `labels`."""
@@ -273,6 +273,10 @@ class ClassTree(torch.nn.Module):
         """
         a_found = self._positions(a)
         b_found = a_found if b is a else self._positions(b)
+        if a_found.ndim != 1 or b_found.ndim != 1:
+            raise ValueError(
+                f"labels must be of shapes (A,) and (B,), but are {tuple(a_found.shape)} and {tuple(b_found.shape)}"
+            )
         spreads = self._on(a_found.device, "spreads")[a_found].unsqueeze(1)
         if continuous:
             return self._heights_between(a_found.unsqueeze(1), b_found), spreads
@@ -324,7 +328,7 @@ class ClassTree(torch.nn.Module):
     def _on(self, device: torch.device, name: str) -> torch.Tensor:
         """A part of the state on a device, copied there once."""
         value = self._buffers[name]
-        if value is None:
+        if value is None:  # of a given hierarchy, before the first fit
             self._require_fitted()
         if value.device == device:
             return value
@@ -333,13 +337,15 @@ class ClassTree(torch.nn.Module):
         return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
+        if self.labels is None:
+            self._require_fitted()
         labels = label_tensor(labels)
         return positions(labels, self._on(labels.device, "labels"), "the class tree")
 
-    def _nodes_of(self, labels: Labels) -> torch.Tensor:
-        """(*labels.shape, L + 1) int64."""
-        found = self._positions(labels)
-        return self._on(found.device, "nodes")[found]
+    def _positions_of_pairs(self, a: Labels, b: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+        a_found, b_found = self._positions(a), self._positions(b)
+        joint_shape(a_found, b_found)
+        return a_found, b_found
 
     def _meeting_levels(self, a_nodes: torch.Tensor, b_nodes: torch.Tensor) -> torch.Tensor:
         # Classes that have met stay together, so the number of levels at which they differ is the level where they meet.
@@ -351,43 +357,48 @@ class ClassTree(torch.nn.Module):
     def _heights_between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`cophenetic_distances` of class positions."""
         self._require_fitted()
-        if ("places", a.device) not in self._copies:
-            places, gaps = lay_out(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
-            self._copies["places", a.device] = torch.from_numpy(places).to(a.device)
-            self._copies["maxima", a.device] = torch.from_numpy(maxima_of_runs(gaps)).to(a.device)
-        places, maxima = self._copies["places", a.device], self._copies["maxima", a.device]
+        if ("heights", a.device) not in self._copies:
+            tables = lay_out(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
+            places, maxima = tables[0], maxima_of_runs(tables[1])
+            self._copies["heights", a.device] = tuple(torch.from_numpy(table).to(a.device) for table in (places, maxima))
+        places, maxima = self._copies["heights", a.device]
         return largest_between(maxima, places[a], places[b])
 
     # State
 
     def _replace(self, state: dict[str, torch.Tensor]) -> ClassTree:
-        """Takes over a whole state, of which the rest is None, and returns itself; nothing here can fail half-way."""
+        """Takes over a whole state, of which the rest is None, and returns itself.
+
+        All in one step, so that nothing, not even Ctrl-C, leaves a part of it.
+        """
         device, state = self.format_version.device, {**state, "format_version": torch.tensor(version_of(state))}
         moved = {name: value.detach().to(device) for name, value in state.items()}
-        self._buffers.update(dict.fromkeys(NAMES) | moved)
-        self._copies.clear()
-        self._note_for_records()
+        buffers = _Unrecorded(dict.fromkeys(NAMES) | moved)
+        self.__dict__.update(self._derived_from(buffers), _buffers=buffers, _copies=_Unrecorded())
         return self
 
-    def _note_for_records(self) -> None:
+    def _derived_from(self, buffers: _Unrecorded) -> dict[str, Any]:
         """Plain numbers, always there: the records need as many of each, before and after the first fit."""
-        self.d_0 = float(self.average_spread) if self.is_fitted else 0.0
+        average_spread, nodes = buffers["average_spread"], buffers["nodes"]
         counts = [0] * (self.num_levels + 1)
-        if self.is_fitted:  # a node bears the name of one of its classes
-            own_name = torch.arange(len(self.nodes), device=self.nodes.device).unsqueeze(1)
-            counts = (self.nodes == own_name).sum(dim=0).tolist()
-        for level, count in enumerate(counts):
-            setattr(self, f"nodes_at_level_{level}", count)
-        self._num_divided_levels = sum(count > 1 for count in counts)  # from there on there is one node
-        self._record_these = ["d_0", "refresh_seconds", *(f"nodes_at_level_{level}" for level in range(len(counts)))]
+        if nodes is not None:  # a node bears the name of one of its classes
+            own_name = torch.arange(len(nodes), device=nodes.device).unsqueeze(1)
+            counts = (nodes == own_name).sum(dim=0).tolist()
+        numbers_of_nodes = {f"nodes_at_level_{level}": count for level, count in enumerate(counts)}
+        return {
+            "d_0": 0.0 if average_spread is None else float(average_spread),
+            **numbers_of_nodes,
+            "_num_divided_levels": sum(count > 1 for count in counts),  # from there on there is one node
+            "_record_these": ["d_0", "refresh_seconds", *numbers_of_nodes],
+        }
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
         # Follow a change of device, but of no type: half-precision thresholds or float labels would make another tree.
+        buffers = _Unrecorded()
         for name, buffer in self._buffers.items():
-            if buffer is not None:
-                moved = fn(buffer)
-                self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-        self._copies.clear()
+            moved = None if buffer is None else fn(buffer)
+            buffers[name] = moved if moved is None or moved.dtype == buffer.dtype else buffer.to(moved.device)
+        self.__dict__.update(_buffers=buffers, _copies=_Unrecorded())
         return self
 
     def _load_from_state_dict(

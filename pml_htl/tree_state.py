@@ -100,6 +100,8 @@ def problem_with(
     for name, value in (("format_version", version), *saved.items()):
         if not isinstance(value, torch.Tensor) or value.ndim != DIMENSIONS.get(name, 0):
             return f"{name} is not a tensor of {DIMENSIONS.get(name, 0)} dimensions"
+        if value.layout != torch.strided or value.is_meta:
+            return f"{name} is not a dense tensor with values"
     if version not in (FOUND_VERSION, GIVEN_VERSION):
         return f"its format version is {version.item()}, this version of pml-htl reads {FOUND_VERSION} and {GIVEN_VERSION}"
     if version != version_of(saved):
@@ -118,6 +120,8 @@ def problem_with(
         known, others = set(labels.tolist()), set(saved["labels"].tolist())
         differing = name_some(torch.tensor(sorted(known ^ others), dtype=torch.int64))
         return f"its {num_classes} classes are not the {len(labels)} classes of this tree: only one of them has {differing}"
+    if num_classes < 2:
+        return f"a tree has at least two classes, but it has {num_classes}"
     num_neighbors = saved["nearest_classes"].shape[-1]
     shapes = {
         "labels": (num_classes,),
@@ -139,8 +143,14 @@ def problem_with(
             return f"{name} points outside its {num_classes} classes"
         if not torch.isfinite(value).all():
             return f"{name} is not finite"
+        if name != "labels" and (value < 0).any():
+            return f"{name} is negative"
     if (saved["labels"].diff() <= 0).any():
         return "its labels are not sorted"
+    neighbors = saved["nearest_classes"]
+    own = torch.arange(num_classes, device=neighbors.device).unsqueeze(1)
+    if num_neighbors == 0 or (torch.cat([neighbors, own], dim=1).sort(dim=1).values.diff(dim=1) == 0).any():
+        return "its nearest_classes are not different other classes of each"
     state = {name: value.cpu().numpy() for name, value in saved.items()}
     problem = _problem_with_given(state) if version == GIVEN_VERSION else None
     return _problem_with_nodes(state) if problem is None and is_fitted else problem
@@ -161,6 +171,9 @@ def _problem_with_given(state: dict[str, np.ndarray]) -> str | None:
 def _problem_with_nodes(state: dict[str, np.ndarray]) -> str | None:
     """Why the nodes of a fitted tree, or the merge heights of a given one, are not what follows from the rest, or None."""
     edges, heights, thresholds = (state[name] for name in ("merge_edges", "merge_heights", "thresholds"))
+    for name, values in (("merge_heights", heights), ("thresholds", thresholds)):
+        if (np.diff(values) < 0).any():
+            return f"its {name} do not ascend"
     if "given_heights" in state:
         heights, nodes = apply_heights(edges, state["given_heights"], int(state["taxonomy_height"]), thresholds)
         if not np.allclose(heights, state["merge_heights"], rtol=0, atol=1e-9):
@@ -169,4 +182,6 @@ def _problem_with_nodes(state: dict[str, np.ndarray]) -> str | None:
         nodes = cut_levels(edges, heights, thresholds)
     if not np.array_equal(nodes, state["nodes"]):
         return "its nodes are not those of its merges and thresholds"
+    if nodes[:, -1].any():
+        return "its merges do not join all classes"
     return None

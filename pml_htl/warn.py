@@ -45,6 +45,6 @@ def warn_of_collapse(average_spread: float) -> bool:
     warnings.warn(
         f"the embeddings have collapsed: the average squared distance within a class is {average_spread:.2g} (at most 4). "
         "Lower the learning rate, train longer with the constant margin (warmup_epochs), or stop earlier",
-        stacklevel=4,  # past `fit` and its no_grad
+        stacklevel=3,  # past `fit`
     )
     return True

@@ -153,8 +153,9 @@ def constant_tree(embeddings, labels, constant):
     """A fitted tree in which every pair of classes has the same margin."""
     tree = ClassTree().fit_embeddings(embeddings, labels)
     state = tree.state_dict()
-    state["nodes"].zero_()  # all classes meet at level 0,
-    state["merge_heights"].fill_(-1)
+    state["nodes"].zero_()  # all classes meet at level 0, whose threshold is above their distance
+    state["merge_heights"].zero_()
+    state["thresholds"] += 0.1
     state["spreads"].fill_(state["thresholds"][0].item() + 0.1 - constant)  # and alpha = 0.1 + d_0 - s
     tree.load_state_dict(state)
     return tree
@@ -243,7 +244,7 @@ def test_refusals():
         ours(swap=True)(embeddings, labels, ref_emb=embeddings.clone(), ref_labels=labels.clone())
     with pytest.raises(ValueError, match=r"labels 6, 7, 8.*class tree"):
         ours(tree)(embeddings, labels + 3)
-    with pytest.raises(ValueError, match="Number of embeddings"):
+    with pytest.raises(ValueError, match="one label per embedding"):
         ours()(embeddings, labels[1:])
     with pytest.raises(ValueError, match="miner's margins are for power 2"):
         HierarchicalTripletLoss(DynamicMarginMiner(tree), distance=LpDistance(power=1))

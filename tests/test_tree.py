@@ -276,7 +276,16 @@ def test_a_state_that_does_not_fit_changes_nothing():
         "not finite": changed(state, spreads=state["spreads"] * torch.nan),
         "not a tensor of 2 dimensions": changed(state, nodes=None),
         "not a tensor of 0 dimensions": changed(state, format_version=torch.ones(2)),
-        "not those of its merges": changed(state, thresholds=state["thresholds"].flip(0)),
+        "not those of its merges": changed(state, nodes=torch.zeros_like(state["nodes"])),
+        "thresholds do not ascend": changed(state, thresholds=state["thresholds"].flip(0)),
+        "merge_heights do not ascend": changed(state, merge_heights=state["merge_heights"].flip(0)),
+        "merges do not join all classes": changed(
+            state, merge_edges=torch.zeros_like(state["merge_edges"]), nodes=torch.arange(8).unsqueeze(1).expand(8, 17)
+        ),
+        "spreads is negative": changed(state, spreads=-state["spreads"]),
+        "not different other classes": changed(state, nearest_classes=torch.zeros_like(state["nearest_classes"])),
+        "labels is not a dense tensor with values": changed(state, labels=state["labels"].to_sparse()),
+        "thresholds is not a dense tensor with values": changed(state, thresholds=state["thresholds"].to("meta")),
         "shape": changed(state, spreads=state["spreads"][:-1]),
         "not sorted": changed(state, labels=state["labels"].flip(0)),
     }

@@ -1,0 +1,5 @@
+from .machine import BRIEF
+from .refresh_machine import RefreshMachine
+
+TestRefresh = RefreshMachine.TestCase
+TestRefresh.settings = BRIEF
