@@ -139,7 +139,8 @@ class Phase:
 
     def __init__(self):
         self.memory = mmap.mmap(-1, 256)
-        self.name, self.saves = "training", 0
+        self.saves = 0
+        self.enter("start")
 
     def enter(self, name):
         self.name = name
@@ -244,7 +245,7 @@ def run(name, folder, delays=(), inside=None):
             if inside is not None:
                 return kills + run(name, folder)
         elif process.exitcode != 0:
-            raise RuntimeError(f"the training failed in {folder}")
+            raise RuntimeError(f"the training {name} failed in {folder}")
         else:
             break
     return kills
