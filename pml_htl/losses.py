@@ -236,6 +236,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     ) -> dict[str, dict[str, Any]]:
         anchors, positives, negatives = self._triplets(labels, indices_tuple, ref_labels)
         if len(anchors) == 0:
+            for known in (labels, ref_labels):  # labels of another data set have no triplets either
+                self.miner.tree.check_labels(known)
             self._note_active(torch.zeros((), dtype=torch.int64, device=embeddings.device))
             return self.zero_losses()
         distances = distance_matrix(self.distance, embeddings, ref_emb)

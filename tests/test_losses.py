@@ -155,7 +155,7 @@ def constant_tree(embeddings, labels, constant):
     state = tree.state_dict()
     state["nodes"].zero_()  # all classes meet at level 0, whose threshold is above their distance
     state["merge_heights"].zero_()
-    state["thresholds"] += 0.1
+    state["thresholds"] += constant
     state["spreads"].fill_(state["thresholds"][0].item() + 0.1 - constant)  # and alpha = 0.1 + d_0 - s
     tree.load_state_dict(state)
     return tree

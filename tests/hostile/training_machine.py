@@ -218,7 +218,7 @@ class TrainingMachine(Hostile):
     @rule()
     def draw(self):
         if not self.has_our_classes:
-            refusal = (ValueError, f"the tree was fitted on 3 classes and the sampler has 4.*{UNKNOWN + 1}")
+            refusal = (ValueError, f"the tree has 3 classes and the sampler has 4.*{UNKNOWN + 1}")
             self.attempt("sampler", lambda: next(iter(self.sampler)), refusal)
             return
         for batch in self.attempt("sampler", lambda: list(self.sampler)):
