@@ -104,7 +104,8 @@ def markdown_table(document: dict[str, Any]) -> str:
 
 
 def markdown_ablations(documents: list[dict[str, Any]]) -> str:
-    """For the README: the questions that these files of `ablate` answer, one after another."""
+    """For the README: the questions that these files of `ablate` answer, one after another, small batches first."""
+    documents = sorted(documents, key=lambda document: document["metadata"]["plan"]["batch_size"])
     rows: list[tuple[str, ...]] = []
     for ablation in ABLATIONS.values():
         answers = [row for document in documents if fits(ablation, document) for row in ablation_rows(ablation, document)]
@@ -112,7 +113,7 @@ def markdown_ablations(documents: list[dict[str, Any]]) -> str:
             rows += [(f"**{ablation.question}**", "", "", ""), *answers]
     if not rows:
         raise ValueError("these files answer no question of `python -m benchmarks ablate` as a whole")
-    return markdown_lines(ABLATION_HEADS, rows) + f"\n\n{caption_of_trainings(documents[0])}\n"
+    return markdown_lines(ABLATION_HEADS, rows) + f"\n\n{caption_of_trainings(max(documents, key=lambda document: len(document["runs"])))}\n"
 
 
 def markdown_lines(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -116,6 +116,8 @@ def problem_with(
     saved_levels = len(saved["thresholds"]) - 1 if is_fitted else num_levels
     if saved_levels != num_levels:
         return f"it was saved with num_levels={saved_levels}, but this tree has num_levels={num_levels}"
+    if saved["labels"].dtype != torch.int64:
+        return f"labels should be torch.int64, but is {saved['labels'].dtype}"
     if labels is not None and not torch.equal(saved["labels"].to(labels.device), labels):
         known, others = set(labels.tolist()), set(saved["labels"].tolist())
         differing = name_some(torch.tensor(sorted(known ^ others), dtype=torch.int64))

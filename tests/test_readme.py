@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -49,3 +50,19 @@ def test_the_other_commands_that_it_names_exist():
 def test_the_tables_are_those_of_the_results_files(path):
     table = README.split(f"<!-- {path} -->\n")[1].split("<!-- end -->")[0]
     assert table.strip() == tables.markdown_table(results.load(ROOT / path)).strip()
+
+
+def test_the_table_of_ablations_is_that_of_the_results_files():
+    table = README.split("<!-- ablations -->\n")[1].split("<!-- end -->")[0]
+    files = sorted((ROOT / "benchmarks" / "results").glob("ablations*.json"))
+    assert table.strip() == tables.markdown_ablations([results.load(path) for path in files]).strip()
+
+
+def test_the_counts_that_it_tells_are_those_of_the_results_files():
+    hostile = json.loads((ROOT / "benchmarks" / "results" / "hostile.json").read_text())["machines"]
+    calls, refused = (sum(machine[name] for machine in hostile.values()) for name in ("calls", "refused"))
+    assert f"they made {calls:,} calls" in README and f"{refused:,} of these were refused or interrupted" in README
+    resume = json.loads((ROOT / "benchmarks" / "results" / "resume.json").read_text())
+    assert "Sixty trainings" in README and "and twelve killed in the middle" in README
+    assert [run["random"] for run in resume["runs"]].count(True) == 60 and len(resume["runs"]) == 72
+    assert all(run["equal"] for run in resume["runs"])
