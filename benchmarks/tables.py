@@ -113,7 +113,8 @@ def markdown_ablations(documents: list[dict[str, Any]]) -> str:
             rows += [(f"**{ablation.question}**", "", "", ""), *answers]
     if not rows:
         raise ValueError("these files answer no question of `python -m benchmarks ablate` as a whole")
-    return markdown_lines(ABLATION_HEADS, rows) + f"\n\n{caption_of_trainings(max(documents, key=lambda document: len(document["runs"])))}\n"
+    most = max(documents, key=lambda document: len(document["runs"]))
+    return markdown_lines(ABLATION_HEADS, rows) + f"\n\n{caption_of_trainings(most)}\n"
 
 
 def markdown_lines(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -41,7 +41,7 @@ def test_a_comparison(plan, tmp_path):
     document = results.load(tmp_path / "results.json")
     assert document["metadata"]["plan"]["processes"] == 2 and document["metadata"]["plan"]["batch_size"] == 16
     assert [run["method"] for run in document["runs"] if run["split"] == "test"] == [m.partition(":")[0] for m in methods]
-    assert done.stdout.count("htl:neighborhood_size=2,samples_per_class=2, seed 0: test MAP@R") == 1  # one of them prints
+    assert done.stdout.count("htl:samples_per_class=2,neighborhood_size=2, seed 0: test MAP@R") == 1  # one of them prints
     again = torchrun(*arguments)  # nothing is missing
     assert again.returncode == 0 and "4 of 4 runs are in" in again.stdout
 
