@@ -12,8 +12,9 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 
 from benchmarks import results, tables
 from benchmarks.__main__ import main
-from benchmarks.speed import cases, measure, report
+from benchmarks.speed import cases, measure, report, scaling
 from benchmarks.speed.cases import Case, Contender
+from tests.test_benchmarks import run_cli
 
 SMALL = [
     Case("loss", {"B": 32, "t": 4, "D": 8}),
@@ -145,3 +146,23 @@ def test_an_unknown_part_is_named(capsys):
     with pytest.raises(SystemExit) as done:
         main(["speed", "--parts", "loss", "tres"])
     assert done.value.code == 2 and "there is no part tres" in capsys.readouterr().out
+
+
+def test_the_stages_of_a_refresh_are_measured(monkeypatch, tmp_path):
+    small = {
+        "statistics": [{"N": 40, "C": 4, "D": 3}],
+        "shared fit": [{"C": 12, "D": 3}],
+        "refresh": [{"N": 12, "C": 3, "D": 256}],
+    }
+    monkeypatch.setattr(scaling, "SIZES", small)
+    assert run_cli("scaling", "--output", tmp_path / "scaling.json") == 0
+    document = results.load(tmp_path / "scaling.json")
+    document["measurements"][0]["sizes"]["ranks"] = 2  # as if two processes had measured it
+    document["measurements"][1]["sizes"]["ranks"] = 2
+    results.save(document, tmp_path / "scaling.json")
+    assert run_cli("scaling", "--output", tmp_path / "scaling.json") == 0
+    found = results.load(tmp_path / "scaling.json")["measurements"]
+    assert [(entry["part"], entry["sizes"]["ranks"], entry["role"]) for entry in found] == [
+        *(("statistics", ranks, role) for ranks in (2, 1) for role in ("ours", "peer")),
+        *((part, 1, role) for part in ("shared fit", "refresh") for role in ("ours", "peer")),
+    ]

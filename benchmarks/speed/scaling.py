@@ -24,7 +24,7 @@ SAMPLES = 5
 SIZES = {  # by stage
     "statistics": [{"N": 200_000, "C": 1_000, "D": 128}, {"N": 200_000, "C": 50_000, "D": 128}],
     "shared fit": [{"C": 10_000, "D": 128}, {"C": 30_000, "D": 128}],
-    "refresh": [{"N": 7_500, "C": 555, "D": 128}],
+    "refresh": [{"N": 7_500, "C": 555, "D": 256}],
 }
 NO_MEMORY = {"extra_mib": None, "process_mib": None}
 
