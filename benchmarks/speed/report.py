@@ -28,6 +28,7 @@ BESIDE = {
     "tree": "peers: single linkage of SciPy and scikit-learn, floor: one product of all class means",
     **dict.fromkeys(("statistics", "shared fit", "refresh"), "peer: one of the processes does all the work alone"),
 }
+DRAWN = ("loss", "miner", "sampler", "tree")  # the others are of one size
 MEASUREMENT = {"part": str, "sizes": dict, "classes": str, "name": str, "role": str, "threads": int, "seconds": dict}
 BYTES_OF_FLOAT = 4
 
@@ -136,8 +137,9 @@ def plot(document: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn = [part for part in UNITS if part != "epoch"]  # of one size
-    parts = [part for part in drawn if any(entry["part"] == part for entry in document["measurements"])]
+    parts = [part for part in DRAWN if any(entry["part"] == part for entry in document["measurements"])]
+    if not parts:
+        return
     num_columns = min(2, len(parts))
     num_rows = -(-len(parts) // num_columns)
     figure, axes = plt.subplots(
