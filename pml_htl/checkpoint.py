@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ._pml import MPerClassSampler
-from .hooks import TreeRefresh, _anew
+from .hooks import TreeRefresh, anew
 from .samplers import AnchorNeighborSampler
 from .state import check_entries
 
@@ -206,7 +206,7 @@ class CheckpointHook:
         # As after a resumption: a sampler of ours yields the rest of its epoch, and the loader draws a new seed.
         if isinstance(trainer.sampler, AnchorNeighborSampler):
             trainer.sampler.load_state_dict(trainer.sampler.state_dict())
-        trainer.dataloader_iter = _anew(trainer.dataloader)
+        trainer.dataloader_iter = anew(trainer.dataloader)
         return verdict
 
     def resume(self, trainer: Any) -> int:

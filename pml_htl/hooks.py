@@ -299,7 +299,7 @@ class TreeRefresh:
         self._fit(statistics, trainer.data_device, ranks, start)
         if hasattr(trainer, "dataloader") and getattr(sampler, "tree", None) is self.tree:
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
-            trainer.dataloader_iter = _anew(trainer.dataloader)
+            trainer.dataloader_iter = anew(trainer.dataloader)
         self._draw(step)
 
     def _embedded(self, trainer: Any, ranks: Ranks) -> ClassStatistics:
@@ -387,7 +387,7 @@ class TreeRefresh:
         return make_loader(dataset, self.batch_size, num_workers, collate_fn)
 
 
-def _anew(loader: DataLoader[Any]) -> Iterator[Any]:
+def anew(loader: DataLoader[Any]) -> Iterator[Any]:
     """The batches of a loader from its beginning; its workers start with the first of them, not before."""
     yield from loader
 

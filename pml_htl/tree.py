@@ -213,7 +213,7 @@ class ClassTree(torch.nn.Module):
 
     def _shape_for(
         self, statistics: ClassStatistics, device: torch.device | str | None, ranks: Ranks
-    ) -> dict[str, torch.Tensor | None] | None:
+    ) -> dict[str, torch.Tensor] | None:
         """The given hierarchy, or that of the statistics; of several ranks on the first alone."""
         if self.is_given:
             return None if ranks.rank else {name: self._buffers[name] for name in SHAPE_NAMES}

@@ -29,12 +29,7 @@ DIMENSIONS = {
 }
 NAMES = tuple(DIMENSIONS)
 GIVEN_NAMES = ("given_heights", "taxonomy_height")
-SHAPE_NAMES = (
-    "labels",
-    "merge_edges",
-    "nearest_classes",
-    *GIVEN_NAMES,
-)  # of a given hierarchy, before the first fit as well
+SHAPE_NAMES = ("labels", "merge_edges", "nearest_classes", *GIVEN_NAMES)  # a given hierarchy has them before any fit
 INTEGERS = ("labels", "nodes", "merge_edges", "nearest_classes", "taxonomy_height")
 
 
