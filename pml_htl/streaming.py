@@ -101,7 +101,8 @@ class LossWatch:
         sizes = [size for size, _ in filter(None, seen)]
         if not sizes:
             return None
-        if len(sizes) == ranks.size and all(np.allclose(seen[0][1], other, rtol=1e-9, atol=1e-12) for _, other in seen):
+        is_one_size = len(sizes) == ranks.size and len(set(sizes)) == 1
+        if is_one_size and all(np.allclose(seen[0][1], other, rtol=1e-9, atol=1e-12) for _, other in seen):
             return self.statistics
         statistics = self.statistics
         if statistics is None:
@@ -135,6 +136,7 @@ class LossWatch:
             statistics = ClassStatistics(self.labels, state["statistics"]["embedding_size"], forget=self.forget)
             statistics.load_state_dict(state["statistics"])
         self.statistics, self._num_broken, self._buffer = statistics, num_broken, []
+        self.embedding_size = None if statistics is None else statistics.embedding_size
 
     def _attach(self) -> None:
         hook = _Hook(self)

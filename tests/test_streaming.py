@@ -509,3 +509,12 @@ def test_each_slice_of_cascaded_embeddings_has_its_own_statistics():
     make_trainer(first, dataset, hook, CascadedEmbeddings, loss_funcs=parts, **options).train(num_epochs=2)
     assert [hook.watch.statistics.embedding_size, hook.then.watch.statistics.embedding_size] == [5, 3]
     assert first.tree.is_fitted and second.tree.is_fitted
+
+
+def test_a_watch_that_goes_on_knows_the_size_of_an_embedding():
+    watch, other = (LossWatch(losses.TripletMarginLoss(), LABELS, 0.5) for _ in range(2))
+    watch.loss(*batch(0))
+    other.load_state_dict(watch.state_dict())
+    embeddings, labels = batch(1)
+    with pytest.raises(ValueError, match=r"shape \(B, 8\)"):
+        other.loss(embeddings[:, :5], labels)
