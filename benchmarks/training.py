@@ -17,7 +17,7 @@ from pytorch_metric_learning.utils.logging_presets import HookContainer, get_hoo
 
 from pml_htl import ClassTree, TreeRefresh
 from pml_htl.checkpoint import CheckpointHook
-from pml_htl.trainers import without_ddp
+from pml_htl.refreshing.trainers import without_ddp
 
 from .data import Splits
 from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits

@@ -5,8 +5,7 @@ from .losses import HierarchicalTripletLoss
 from .miners import DynamicMarginMiner
 from .recipe import HTL
 from .samplers import AnchorNeighborSampler
-from .statistics import ClassStatistics
-from .tree import ClassTree
+from .tree import ClassStatistics, ClassTree
 
 __version__ = "0.1.0"
 

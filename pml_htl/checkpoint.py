@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from ._pml import MPerClassSampler
+from .common.state import check_entries
 from .hooks import TreeRefresh, anew
 from .samplers import AnchorNeighborSampler
-from .state import check_entries
 
 FORMAT = "pml-htl checkpoint 1"
 RANDOM_STATES = "random states"  # no keyword, so that no part given can have this name

@@ -12,14 +12,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ._pml import to_device
+from .common.labels import Labels, integer_at_least, label_tensor, name_some
+from .common.state import check_entries, check_setting
 from .distributed import Group, Ranks
-from .embedding import collect_statistics, inputs_and_labels, make_loader, share_of, subset_per_class
-from .labels import Labels, integer_at_least, label_tensor, name_some
-from .samplers import AnchorNeighborSampler
-from .state import check_entries, check_setting
-from .statistics import ClassStatistics
-from .streaming import LossWatch
-from .trainers import (
+from .refreshing.embedding import collect_statistics, inputs_and_labels, make_loader, share_of, subset_per_class
+from .refreshing.streaming import LossWatch
+from .refreshing.trainers import (
     check_watched,
     compare_classes,
     compare_labels,
@@ -29,7 +27,8 @@ from .trainers import (
     unwrapped,
     without_ddp,
 )
-from .tree import ClassTree
+from .samplers import AnchorNeighborSampler
+from .tree import ClassStatistics, ClassTree
 
 MODES = ("full", "streaming")
 REFRESH = "the refresh of the class tree"

@@ -6,8 +6,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from .batches import check_embeddings, check_lengths
-from .labels import Labels, label_tensor
+from .common.batches import check_embeddings, check_lengths
+from .common.labels import Labels, label_tensor
 from .tree import ClassTree
 
 Inputs: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from .common.labels import Labels
 from .hooks import TreeRefresh
-from .labels import Labels
 from .samplers import AnchorNeighborSampler
 
 try:

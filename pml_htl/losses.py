@@ -12,15 +12,15 @@ import torch
 
 from . import _pml
 from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, SumReducer, get_random_triplet_indices
-from .distances import distance_matrix
+from .arithmetic.distances import distance_matrix
+from .arithmetic.reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
+from .arithmetic.softmax import soft_losses_of_pairs, soft_losses_of_triplets
+from .arithmetic.triplets import Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
+from .common.labels import integer_at_least
+from .common.precision import full_precision
+from .common.warn import IdleWatch
 from .inputs import prepare_indices, prepare_inputs
-from .labels import integer_at_least
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
-from .precision import full_precision
-from .reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
-from .softmax import soft_losses_of_pairs, soft_losses_of_triplets
-from .triplets import Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
-from .warn import IdleWatch
 
 
 class HierarchicalTripletLoss(BaseMetricLossFunction):

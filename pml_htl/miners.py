@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from ._pml import BaseMiner, LpDistance
-from .batches import joint_shape
-from .hinge import margin_for_class_pairs
+from .arithmetic.hinge import margin_for_class_pairs
+from .arithmetic.triplets import Triplets, pairs_of_labels, triplets_where
+from .common.batches import joint_shape
+from .common.labels import Labels, label_tensor
+from .common.precision import full_precision
 from .inputs import prepare_inputs
-from .labels import Labels, label_tensor
-from .precision import full_precision
 from .tree import ClassTree
-from .triplets import Triplets, pairs_of_labels, triplets_where
 
 MINED_BY = "mined_by"  # what the tensor of anchors is marked with, for the loss to see
 TYPES_OF_TRIPLETS = ("all", "hard", "semihard", "easy")

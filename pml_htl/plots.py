@@ -9,9 +9,9 @@ import numpy as np
 import scipy.cluster.hierarchy as hierarchy
 import torch
 
-from .labels import Labels, label_tensor, positions
-from .linkage import restrict_linkage
+from .common.labels import Labels, label_tensor, positions
 from .tree import ClassTree
+from .tree.linkage import restrict_linkage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

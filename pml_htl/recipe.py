@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ._pml import LpDistance
+from .common.labels import Labels
 from .hooks import TreeRefresh
-from .labels import Labels
 from .losses import HierarchicalTripletLoss
 from .miners import DynamicMarginMiner
 from .samplers import AnchorNeighborSampler

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from .common.labels import Labels, integer_at_least, label_tensor, name_some
 from .distributed import Ranks
-from .labels import Labels, integer_at_least, label_tensor, name_some
 from .tree import ClassTree
 
 MAX_PLACES = 1024  # batches that `state_dict` can go back; loaders draw no more ahead than their workers prefetch

@@ -25,7 +25,7 @@ from benchmarks.training import Plan, train
 from pml_htl import ClassStatistics, checkpoint
 from pml_htl.checkpoint import Checkpoint, CheckpointHook
 from pml_htl.losses import CrossBatchMemory
-from pml_htl.streaming import LossWatch
+from pml_htl.refreshing.streaming import LossWatch
 
 from .examples import labelled_embeddings
 from .kill_and_resume import PLACES, few_classes, same

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import reducers
 from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_triplets
 
-from pml_htl import hinge
-from pml_htl.reductions import HingeLosses, can_reduce, fill_stats, reduce_losses
-from pml_htl.triplets import Pairs, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
+from pml_htl.arithmetic import hinge
+from pml_htl.arithmetic.reductions import HingeLosses, can_reduce, fill_stats, reduce_losses
+from pml_htl.arithmetic.triplets import Pairs, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
 
 WAYS = {"comparing": 10**9, "sorting": -1}
 

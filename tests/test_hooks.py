@@ -10,7 +10,7 @@ from pytorch_metric_learning.utils.logging_presets import get_hook_container, ge
 from torch.utils.data import TensorDataset
 
 from pml_htl import ClassStatistics, ClassTree, TreeRefresh
-from pml_htl.embedding import collect_statistics
+from pml_htl.refreshing.embedding import collect_statistics
 
 from .training import NUM_CLASSES, PER_CLASS, make_dataset, make_htl, make_trainer
 

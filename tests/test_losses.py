@@ -257,7 +257,7 @@ def test_refusals():
 def test_the_order_of_triplets_is_pmls():
     from pytorch_metric_learning.utils.loss_and_miner_utils import get_all_triplets_indices
 
-    from pml_htl.triplets import all_triplets
+    from pml_htl.arithmetic.triplets import all_triplets
 
     for num_classes, per_class in itertools.product([1, 3, 5], [1, 2, 4]):
         _, labels = batch(num_classes=num_classes, per_class=per_class)
@@ -287,7 +287,7 @@ def test_training_steps_where_positives_are_searched(know, dtype, power, monkeyp
     embeddings, labels = batch(num_classes=4, per_class=80, dtype=dtype)
     if know == "nobody knows how many":
         embeddings, labels = batch(dtype=dtype)
-        monkeypatch.setattr("pml_htl.triplets._most", lambda numbers: None)
+        monkeypatch.setattr("pml_htl.arithmetic.triplets._most", lambda numbers: None)
     values = []
     for loss in (ours(power=power), pmls(power=power)):
         leaves = embeddings.clone().requires_grad_()

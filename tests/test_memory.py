@@ -8,7 +8,7 @@ SCRIPT = """
 import numpy as np
 import torch
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
-from pml_htl.linkage import cut_levels, merge_thresholds
+from pml_htl.tree.linkage import cut_levels, merge_thresholds
 from pml_htl.losses import CrossBatchMemory
 from tests.peak import peak
 

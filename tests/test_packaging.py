@@ -26,7 +26,7 @@ def test_the_wheel_holds_the_package_only(wheel):
     tops = {name.split("/")[0] for name in files}
     assert tops == {"pml_htl", f"pml_htl-{pml_htl.__version__}.dist-info"}
     assert "pml_htl/py.typed" in files
-    assert {f"pml_htl/{path.name}" for path in (ROOT / "pml_htl").glob("*.py")} <= set(files)
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "pml_htl").rglob("*.py")} <= set(files)
 
 
 def test_the_wheel_works_outside_the_repository(wheel, tmp_path):

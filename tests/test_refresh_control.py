@@ -14,7 +14,7 @@ from pytorch_metric_learning.trainers import MetricLossOnly
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pml_htl import ClassTree, TreeRefresh
-from pml_htl.embedding import subset_per_class
+from pml_htl.refreshing.embedding import subset_per_class
 
 from .training import NUM_CLASSES, embed, make_dataset, make_htl, make_trainer, same_tree
 

@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import squareform
 
-from pml_htl import AnchorNeighborSampler, ClassStatistics, ClassTree, merging, nearest, spanning
+from pml_htl import AnchorNeighborSampler, ClassStatistics, ClassTree
+from pml_htl.tree import merging, nearest, spanning
 
 ROUNDING = 2e-6  # what products in float32 may do to a distance
 HAS_FAISS = importlib.util.find_spec("faiss") is not None
@@ -282,7 +283,7 @@ def test_precisions_go_on_to_follow_the_general_setting():
     """In a process of its own, since torch keeps what it has once been told."""
     script = """
 import torch
-from pml_htl.precision import full_products
+from pml_htl.common.precision import full_products
 products, device = torch.backends.cuda.matmul, torch.device("cpu")
 with full_products(device):
     pass

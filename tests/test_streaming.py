@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pml_htl import HTL, ClassStatistics, ClassTree, HierarchicalTripletLoss, TreeRefresh
 from pml_htl.losses import CrossBatchMemory
-from pml_htl.streaming import BUFFERED_BATCHES, MAX_BROKEN_BATCHES, LossWatch
+from pml_htl.refreshing.streaming import BUFFERED_BATCHES, MAX_BROKEN_BATCHES, LossWatch
 
 from . import oracle
 from .test_hooks import comes_from

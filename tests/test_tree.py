@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pml_htl import ClassStatistics, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
-from pml_htl.linkage import cut_levels, restrict_linkage
+from pml_htl.tree.linkage import cut_levels, restrict_linkage
 
 from . import oracle
 from .examples import KINDS, labelled_embeddings, make_embeddings
@@ -223,7 +223,7 @@ def test_a_fit_that_fails_at_its_end_leaves_the_tree_as_it_was(monkeypatch):
     embeddings, labels = make_embeddings("random", [3] * 5, 4, seed=0)
     tree = fit(embeddings, labels)
     before = copy.deepcopy(tree.state_dict())
-    monkeypatch.setattr("pml_htl.linkage.cut_levels", lambda *_: 1 / 0)
+    monkeypatch.setattr("pml_htl.tree.linkage.cut_levels", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         tree.fit_embeddings(torch.from_numpy(embeddings[::-1].copy()), labels)
     assert all(torch.equal(before[name], value) for name, value in tree.state_dict().items())

@@ -25,7 +25,7 @@ from pml_htl import (
     DynamicMarginMiner,
     HierarchicalTripletLoss,
 )
-from pml_htl.linkage import cut_levels, merges_of_scipy
+from pml_htl.tree.linkage import cut_levels, merges_of_scipy
 
 from ..networks import conv_net
 

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pml_htl import HTL, ClassStatistics, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss, TreeRefresh
-from pml_htl import tree as trees
 from pml_htl.distributed import Ranks
+from pml_htl.tree import class_tree as trees
 
 from .. import oracle
 from ..test_scale import clustered_statistics, many_classes

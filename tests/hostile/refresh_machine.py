@@ -10,7 +10,7 @@ from hypothesis.stateful import initialize, invariant, rule
 from torch.utils.data import TensorDataset
 
 from pml_htl import ClassTree, TreeRefresh
-from pml_htl.tree_state import NAMES
+from pml_htl.tree.state import NAMES
 
 from ..training import NUM_CLASSES, PER_CLASS, make_dataset, make_htl, make_models, make_trainer
 from .inputs import BAD_EMBEDDINGS, BAD_LABELS, NOT_FINITE, UNKNOWN

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
 from pml_htl import ClassStatistics
-from pml_htl.statistics import SUMS
+from pml_htl.tree.statistics import SUMS
 
 from .inputs import BAD_EMBEDDINGS, BAD_LABELS, NOT_FINITE, NOT_INTEGERS, UNKNOWN, draw_batch
 from .machine import Hostile, same

@@ -7,7 +7,7 @@ from hypothesis.stateful import initialize, invariant, rule
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 
 from pml_htl import HTL, AnchorNeighborSampler, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
-from pml_htl.tree_state import NAMES
+from pml_htl.tree.state import NAMES
 
 from .. import oracle
 from .inputs import BAD_EMBEDDINGS, BAD_LABELS, NOT_FINITE, UNKNOWN, draw_batch

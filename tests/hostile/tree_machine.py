@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 
 from pml_htl import ClassStatistics, ClassTree
-from pml_htl.tree_state import GIVEN_NAMES, NAMES
+from pml_htl.tree.state import GIVEN_NAMES, NAMES
 
 from .. import oracle
 from .inputs import BAD_EMBEDDINGS, BAD_LABELS, NOT_FINITE, UNKNOWN, draw_batch

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from .batches import check_embeddings
-from .distributed import Ranks
-from .labels import Labels, label_tensor
-from .statistics import ClassStatistics
+from ..common.batches import check_embeddings
+from ..common.labels import Labels, label_tensor
+from ..distributed import Ranks
+from ..tree import ClassStatistics
 
 Batches: TypeAlias = Iterable[tuple[torch.Tensor, Labels]]  # embeddings (B, D) and labels (B,)
 

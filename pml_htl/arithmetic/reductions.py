@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ._pml import (
+from .._pml import (
     AvgNonZeroReducer,
     BaseReducer,
     ClassWeightedReducer,

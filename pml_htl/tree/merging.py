@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .distributed import Ranks
-from .labels import name_some
+from ..common.labels import name_some
+from ..distributed import Ranks
 from .linkage import MAX_SQUARED_DISTANCE, merge_classes
 from .nearest import class_points, nearest_classes
 from .spanning import minimum_spanning_edges

@@ -16,9 +16,9 @@ import numpy as np
 import scipy.sparse as sparse
 import torch
 
-from .distributed import Ranks
+from ..common.precision import full_products
+from ..distributed import Ranks
 from .nearest import ClassPoints
-from .precision import full_products
 
 Lists = tuple[np.ndarray, np.ndarray]
 WHAT = "the spanning tree of the classes"

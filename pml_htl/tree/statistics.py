@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batches import check_embeddings, check_lengths
-from .distributed import Group, Ranks
-from .labels import Labels, integer_at_least, label_tensor, name_some, positions
-from .state import check_entries, check_labels, check_setting
+from ..common.batches import check_embeddings, check_lengths
+from ..common.labels import Labels, integer_at_least, label_tensor, name_some, positions
+from ..common.state import check_entries, check_labels, check_setting
+from ..distributed import Group, Ranks
 
 SUMS = ("counts", "_sums", "_squared_norms", "_weights", "_squared_weights")
 STATE = ("labels", "embedding_size", "normalize", "forget", *(name.lstrip("_") for name in SUMS))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.labels import name_some
 from .given import apply_heights
-from .labels import name_some
 from .linkage import cut_levels, merge_thresholds
 from .merging import Merges
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .precision import full_products
+from ..common.precision import full_products
 from .statistics import ClassStatistics
 
 MAX_GPU_LIST = 2048  # of faiss

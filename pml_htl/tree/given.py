@@ -12,8 +12,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from ..common.labels import Labels, integer_at_least, label_tensor, name_some
 from . import linkage as linkages
-from .labels import Labels, integer_at_least, label_tensor, name_some
 from .merging import Merges
 
 Numbers: TypeAlias = torch.Tensor | np.ndarray | Sequence[float] | Sequence[Sequence[float]]

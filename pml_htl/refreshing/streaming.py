@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .batches import check_embeddings, check_lengths
-from .distributed import Ranks
-from .labels import Labels, integer_at_least, label_tensor, positions
-from .state import check_entries, check_labels, check_setting
-from .statistics import STATE, ClassStatistics
+from ..common.batches import check_embeddings, check_lengths
+from ..common.labels import Labels, integer_at_least, label_tensor, positions
+from ..common.state import check_entries, check_labels, check_setting
+from ..distributed import Ranks
+from ..tree.statistics import STATE, ClassStatistics
 
 BUFFERED_BATCHES = 16
 MAX_BROKEN_BATCHES = 16

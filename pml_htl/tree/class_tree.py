@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.batches import check_embeddings, check_lengths, joint_shape
+from ..common.labels import Labels, integer_at_least, label_tensor, positions
+from ..common.warn import warn_of_collapse
+from ..distributed import Ranks
 from . import given as hierarchies
 from . import linkage as linkages
-from .batches import check_embeddings, check_lengths, joint_shape
 from .cophenetic import largest_between, lay_out, maxima_of_runs
-from .distributed import Ranks
 from .given import Numbers
-from .labels import Labels, integer_at_least, label_tensor, positions
 from .merging import check_statistics, merge_and_find_nearest
+from .state import NAMES, SHAPE_NAMES, problem_with, read_entries, shape_of, version_of, with_spreads
 from .statistics import ClassStatistics
-from .tree_state import NAMES, SHAPE_NAMES, problem_with, read_entries, shape_of, version_of, with_spreads
-from .warn import warn_of_collapse
 
 FIT = "the fit of the class tree"
 

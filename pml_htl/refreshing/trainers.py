@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from ._pml import process_label
+from .._pml import process_label
+from ..common.labels import Labels, label_tensor, name_some
+from ..samplers import AnchorNeighborSampler
+from ..tree import ClassTree
 from .embedding import kept_random_states, make_loader
-from .labels import Labels, label_tensor, name_some
-from .samplers import AnchorNeighborSampler
-from .tree import ClassTree
 
 SAMPLES_TO_COMPARE = 16
 CHANGE_SAMPLER = (

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ._pml import LpDistance
-from .precision import full_precision
+from .._pml import LpDistance
+from ..common.precision import full_precision
 
 
 def distance_matrix(distance: LpDistance, embeddings: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:

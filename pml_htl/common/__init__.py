@@ -1,0 +1,1 @@
+"""What every room uses: labels, batches, saved states, warnings and precision."""
