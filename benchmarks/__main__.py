@@ -29,20 +29,20 @@ except ImportError as error:
 import torch
 from rich.console import Console
 
-from . import results
-from .ablations import ABLATIONS
-from .compare import compare as run_comparison
+from .common.ranks import is_first, number_of_processes, process_group
+from .comparison.compare import compare as run_comparison
 from .data import IN_FILES, IN_MEMORY, Splits, load
-from .methods import METHODS, Contender, Settings, parse_contender
-from .networks import NETWORKS, make_network
-from .parallel import quiet
-from .ranks import is_first, number_of_processes, process_group
+from .methods.ablations import ABLATIONS
+from .methods.contenders import METHODS, Contender, Settings, parse_contender
+from .outcomes import results
+from .outcomes.study import document_of as outcome_of_tuning
+from .outcomes.study import winners as winners_of
+from .outcomes.tables import markdown_ablations, markdown_table, rich_ablation_table, rich_table
 from .speed.cases import PARTS
 from .speed.run import run as run_speed
-from .study import document_of as outcome_of_tuning
-from .study import winners as winners_of
-from .tables import markdown_ablations, markdown_table, rich_ablation_table, rich_table
-from .training import Plan
+from .training.networks import NETWORKS, make_network
+from .training.parallel import quiet
+from .training.train import Plan
 
 QUICK_METHODS = [
     *("triplet", "triplet-semihard", "contrastive", "multi-similarity", "ntxent", "proxy-anchor"),
@@ -208,7 +208,7 @@ def tune(
         if number_of_processes() > 1:
             raise ValueError("tune takes no torchrun: it has processes of its own, see --jobs")
         try:
-            from . import tune as tuning
+            from .comparison import tune as tuning
         except ImportError as error:
             raise ValueError(f'tune needs {error.name}: pip install ".[benchmarks]"') from error
         plan = Plan(

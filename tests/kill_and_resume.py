@@ -36,10 +36,10 @@ from pytorch_metric_learning.utils.logging_presets import get_hook_container, ge
 from torch.utils.data import DataLoader
 
 from benchmarks.data import Splits, load
-from benchmarks.methods import parse_contender
-from benchmarks.parallel import quiet
-from benchmarks.results import describe_session
-from benchmarks.training import Plan, train
+from benchmarks.methods.contenders import parse_contender
+from benchmarks.outcomes.results import describe_session
+from benchmarks.training.parallel import quiet
+from benchmarks.training.train import Plan, train
 from pml_htl import ClassTree, checkpoint, hooks
 from pml_htl.checkpoint import Checkpoint, CheckpointHook
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import compare as comparing
-from benchmarks import data, intervals, results, study, tables
+from benchmarks import data
+from benchmarks.comparison import compare as comparing
 from benchmarks.data.splits import LabelledImages, Splits
-from benchmarks.methods import METHODS, Task, parse_contender
-from benchmarks.networks import Augment
-from benchmarks.training import Plan, train
+from benchmarks.methods.contenders import METHODS, Task, parse_contender
+from benchmarks.outcomes import intervals, results, study, tables
+from benchmarks.training.networks import Augment
+from benchmarks.training.train import Plan, train
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 OTHERS = ("class_tree.json", "hostile.json", "resume.json")  # these are no results of a comparison

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.samplers import MPerClassSampler
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.methods import parse_contender
-from benchmarks.resuming import RunFiles
-from benchmarks.training import Plan, train
+from benchmarks.methods.contenders import parse_contender
+from benchmarks.training.resuming import RunFiles
+from benchmarks.training.train import Plan, train
 from pml_htl import ClassStatistics, checkpoint
 from pml_htl.checkpoint import Checkpoint, CheckpointHook
 from pml_htl.losses import CrossBatchMemory

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks import data, results, tables
+from benchmarks import data
 from benchmarks.data.files import MEAN, STD, middle_crop, random_crop, to_tensor
 from benchmarks.data.splits import fold
-from benchmarks.evaluation import RecallCalculator
-from benchmarks.networks import load_weights, make_network
+from benchmarks.outcomes import results, tables
+from benchmarks.training.evaluation import RecallCalculator
+from benchmarks.training.networks import load_weights, make_network
 
 from .miniature import MINIATURES, RECALL_AT, SIZE
 from .test_benchmarks import run_cli

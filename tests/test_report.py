@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
-from benchmarks import intervals, results, tables
-from benchmarks.methods import METHODS, parse_contender
+from benchmarks.methods.contenders import METHODS, parse_contender
+from benchmarks.outcomes import intervals, results, tables
 from benchmarks.report import explorer, page
 from pml_htl import ClassTree
 from tests.test_benchmarks import COMMITTED, RESULTS, glyphs, run_cli  # noqa: F401

@@ -10,9 +10,10 @@ import torch
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 
-from benchmarks import results, tables
 from benchmarks.__main__ import main
-from benchmarks.speed import cases, measure, report, scaling
+from benchmarks.outcomes import results, tables
+from benchmarks.outcomes import timings as report
+from benchmarks.speed import cases, measure, scaling
 from benchmarks.speed.cases import Case, Contender
 from tests.test_benchmarks import run_cli
 

@@ -13,12 +13,14 @@ import pytest
 import torch
 
 from benchmarks import __main__ as cli
-from benchmarks import intervals, results, spaces, study, tables, tune
-from benchmarks.ablations import ABLATIONS, Ablation
+from benchmarks.comparison import tune
 from benchmarks.data.splits import fold
-from benchmarks.methods import METHODS, Task, parse_contender
-from benchmarks.parallel import workers
-from benchmarks.spaces import space_of, suggest
+from benchmarks.methods import spaces
+from benchmarks.methods.ablations import ABLATIONS, Ablation
+from benchmarks.methods.contenders import METHODS, Task, parse_contender
+from benchmarks.methods.spaces import space_of, suggest
+from benchmarks.outcomes import intervals, results, study, tables
+from benchmarks.training.parallel import workers
 from tests.test_benchmarks import TINY, glyphs, run_cli, tiny  # noqa: F401
 
 ANY = [*TINY, "--batch-size", "16", "--folds", "1"]

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..intervals import interval, test_values
-from ..results import summarize, title_of
+from ..outcomes.intervals import interval, test_values
+from ..outcomes.results import summarize, title_of
 
 # Okabe and Ito's colours, told apart by the colour-blind; black is grey, to be seen on either page.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B8A800")

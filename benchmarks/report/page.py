@@ -9,8 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .. import intervals, results, tables
-from ..speed import report as speed
+from ..outcomes import intervals, results, tables, timings
 from . import charts, explorer
 
 # The two halves of HTL, alone and together: margins by rows, samplers by columns.
@@ -82,7 +81,7 @@ def section(name: str, document: dict[str, Any]) -> dict[str, Any]:
 def contents(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Heads, rows and caption of the table of any of our files."""
     if "measurements" in document:
-        return speed.COLUMNS, speed.rows(document), speed.caption(document)
+        return timings.COLUMNS, timings.rows(document), timings.caption(document)
     return tables.contents(document)
 
 

@@ -27,7 +27,7 @@ from pml_htl import (
 )
 from pml_htl.tree.linkage import cut_levels, merges_of_scipy
 
-from ..networks import conv_net
+from ..training.networks import conv_net
 
 PARTS = ("loss", "miner", "sampler", "tree", "epoch")
 MARGIN = 0.2

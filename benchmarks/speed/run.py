@@ -7,8 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .. import results
-from . import report
+from ..outcomes import results, timings
 from .cases import cases
 from .measure import peak_memory, set_threads, time_in_turns
 
@@ -21,18 +20,18 @@ def run(
     todo = cases(parts, large, device)
     for number, case in enumerate(todo, start=1):
         used = (all_cores if case.part == "tree" else 1) if threads is None else threads
-        title = report.title(case.part, case.sizes, case.classes)
+        title = timings.title(case.part, case.sizes, case.classes)
         console.print(f"[{number}/{len(todo)}] {title}", highlight=False, markup=False)
         set_threads(used)
         contenders = case.contenders(device)
         seconds = time_in_turns(contenders)
         for contender in contenders:
             memory = peak_memory(case, contender.name, device, used)
-            document["measurements"].append(report.measurement(case, contender, used, seconds[contender.name], memory))
+            document["measurements"].append(timings.measurement(case, contender, used, seconds[contender.name], memory))
         del contenders
         document["metadata"] = results.describe_session(device)
-        report.validate(document)
+        timings.validate(document)
         results.save(document, output / "speed.json")
-    console.print(report.rich_table(document))
-    report.plot(document, output / "speed.png")
+    console.print(timings.rich_table(document))
+    timings.plot(document, output / "speed.png")
     console.print(f"Written: {output / 'speed.json'}, {output / 'speed.png'}", highlight=False)

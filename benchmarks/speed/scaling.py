@@ -14,9 +14,9 @@ from torch.utils.data import TensorDataset
 from pml_htl import ClassStatistics, ClassTree, TreeRefresh
 from pml_htl.distributed import Ranks
 
-from .. import ranks, results
-from ..networks import conv_net
-from . import report
+from ..common import ranks
+from ..outcomes import results, timings
+from ..training.networks import conv_net
 from .cases import Case, Contender, class_statistics
 from .measure import set_threads
 
@@ -41,16 +41,16 @@ def run(output: Path, console: Console) -> None:
             for name, role, who in (("all ranks", "ours", together), ("one process", "peer", Ranks.alone())):
                 seconds = _time(lambda work=work, who=who: work(who), takes_part=role == "ours" or together.rank == 0)
                 contender = Contender(name, role, lambda: None)
-                found.append(report.measurement(case, contender, 1, seconds, NO_MEMORY))
+                found.append(timings.measurement(case, contender, 1, seconds, NO_MEMORY))
     if together.rank:
         return
     document: dict[str, Any] = {"metadata": results.describe_session("cpu"), "measurements": found}
     if output.exists():
         kept = [entry for entry in results.load(output)["measurements"] if entry["sizes"]["ranks"] != number]
         document["measurements"] = sorted([*kept, *found], key=lambda entry: list(SIZES).index(entry["part"]))
-    report.validate(document)
+    timings.validate(document)
     results.save(document, output)
-    console.print(report.rich_table(document))
+    console.print(timings.rich_table(document))
     console.print(f"Written: {output}", highlight=False)
 
 

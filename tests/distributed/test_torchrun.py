@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import results
+from benchmarks.outcomes import results
 
 from ..miniature import folder
 

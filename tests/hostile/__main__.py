@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from benchmarks.results import describe_session
+from benchmarks.outcomes.results import describe_session
 
 from .machine import CALLS
 from .refresh_machine import RefreshMachine

@@ -10,7 +10,7 @@ from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import HookContainer
 
-from .data import Splits
+from ..data import Splits
 
 BATCH_SIZE = 512
 METRICS = {  # PML's names and those of the results file

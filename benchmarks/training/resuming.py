@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .commit import current_commit
-from .data import Splits
-from .methods import Contender
+from ..common.commit import current_commit
+from ..data import Splits
+from ..methods.contenders import Contender
 
 
 def checkpoint_of(folder: Path) -> Path:

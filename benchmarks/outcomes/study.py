@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .methods import METHODS, Settings
+from ..methods.contenders import METHODS, Settings
 
 if TYPE_CHECKING:
     import optuna
@@ -14,8 +14,6 @@ TRIAL = {"settings": dict, "folds": list, "mean": float, "seconds": float}
 
 def document_of(studies: list[optuna.Study], session: dict[str, Any]) -> dict[str, Any]:
     """The document of finished studies; `session` says where, when and by what they were made."""
-    from .tune import finished
-
     made_with = studies[0].user_attrs["made_with"]
     return {
         "metadata": {**session, **made_with},
@@ -33,6 +31,11 @@ def document_of(studies: list[optuna.Study], session: dict[str, Any]) -> dict[st
             for study in studies
         },
     }
+
+
+def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    """The trials that have ended with an accuracy, in the order in which they began."""
+    return [trial for trial in study.trials if trial.state.name == "COMPLETE"]
 
 
 def winners(document: dict[str, Any]) -> dict[str, Settings]:

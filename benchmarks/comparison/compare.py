@@ -7,15 +7,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .data import Splits
-from .methods import Contender
-from .parallel import workers
-from .plots import plot_class_tree, plot_curves
-from .ranks import from_first, is_first
-from .report.explorer import explorer_document, save_explorer
-from .results import Results
-from .resuming import checkpoint_of
-from .training import Outcome, Plan, train
+from ..common.ranks import from_first, is_first
+from ..data import Splits
+from ..methods.contenders import Contender
+from ..outcomes.plots import plot_class_tree, plot_curves
+from ..outcomes.results import Results
+from ..report.explorer import explorer_document, save_explorer
+from ..training.parallel import workers
+from ..training.resuming import checkpoint_of
+from ..training.train import Outcome, Plan, train
 
 
 def compare(

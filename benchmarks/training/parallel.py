@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .data import Splits
+from ..data import Splits
 
 Submit = Callable[..., Future]  # submit(work, *arguments): a future of work(data, *arguments)
 _data: Splits | None = None  # of a worker process, which gets it once and not with every training

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..methods.contenders import BASELINE
+
 CONFIDENCE = 0.95
-BASELINE = "htl"
 
 
 class Interval(NamedTuple):

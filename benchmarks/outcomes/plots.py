@@ -18,7 +18,7 @@ import torch
 from pml_htl import ClassTree
 from pml_htl.plots import plot_tree
 
-from .data import Splits
+from ..data import Splits
 from .results import title_of
 
 DENDROGRAM_ANCHORS = 8

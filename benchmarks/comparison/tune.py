@@ -20,12 +20,13 @@ import optuna
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .data import Splits
-from .data.splits import fold
-from .methods import METHODS, Contender, Settings
-from .parallel import Submit, workers
-from .spaces import batches_of, space_of, suggest
-from .training import Plan, train
+from ..data import Splits
+from ..data.splits import fold
+from ..methods.contenders import METHODS, Contender, Settings
+from ..methods.spaces import batches_of, space_of, suggest
+from ..outcomes.study import finished
+from ..training.parallel import Submit, workers
+from ..training.train import Plan, train
 
 NUM_FOLDS = 4  # parts of the training classes, of which some are validated on
 STARTUP_TRIALS = 4  # the defaults and three at random, before the search learns from them
@@ -117,10 +118,6 @@ def open_study(storage: optuna.storages.BaseStorage, method: str, description: d
 def describe(plan: Plan, data: Splits, folds: int) -> dict[str, Any]:
     """What all trials of a study share."""
     return {"plan": plan.comparable(), "data": data.describe(), "folds": folds}
-
-
-def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-    return study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
 
 
 def start_trial(study: optuna.Study, plan: Plan, folds: int, submit: Submit) -> tuple[optuna.Trial, Future]:

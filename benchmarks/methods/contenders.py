@@ -16,9 +16,10 @@ from pytorch_metric_learning import distances, losses, miners, samplers
 
 from pml_htl import AnchorNeighborSampler, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 
-from .ranks import number_of_processes
+from ..common.ranks import number_of_processes
 
 Settings = dict[str, Any]  # numbers and words
+BASELINE = "htl"  # what the others are compared with
 
 
 @dataclass(frozen=True)

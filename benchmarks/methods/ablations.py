@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from .intervals import BASELINE
+from .contenders import BASELINE
 
 
 @dataclass(frozen=True)

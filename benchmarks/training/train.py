@@ -19,11 +19,11 @@ from pml_htl import ClassTree, TreeRefresh
 from pml_htl.checkpoint import CheckpointHook
 from pml_htl.refreshing.trainers import without_ddp
 
-from .data import Splits
+from ..common.ranks import is_first, number_of_processes, own_rank, shared_loss, shared_miner, shared_model, wait_for_all
+from ..data import Splits
+from ..methods.contenders import Contender, Task
 from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits
-from .methods import Contender, Task
 from .networks import make_network
-from .ranks import is_first, number_of_processes, own_rank, shared_loss, shared_miner, shared_model, wait_for_all
 from .resuming import MadeWith, RunFiles, checkpoint_of, made_with
 
 

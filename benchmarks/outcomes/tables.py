@@ -7,12 +7,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from . import study
-from .ablations import ABLATIONS, Ablation
+from ..methods.ablations import ABLATIONS, Ablation
+from ..methods.contenders import parse_contender
+from . import study, timings
 from .intervals import BASELINE, Interval, differences, interval, test_values
-from .methods import parse_contender
 from .results import summarize
-from .speed import report
 
 BEHIND = ("R-Prec.", "val.", "train", "refresh")
 
@@ -98,7 +97,7 @@ def narrow_table(heads: tuple[str, ...], rows: list[tuple[str, ...]], title: str
 def markdown_table(document: dict[str, Any]) -> str:
     """For the README: of a comparison, a tuning or the speed benchmark."""
     if "measurements" in document:
-        return report.markdown_table(document)
+        return timings.markdown_table(document)
     heads, cells_of_rows, title = contents(document)
     return markdown_lines(heads, cells_of_rows) + f"\n\n{title}\n"
 

@@ -16,12 +16,11 @@ import torch
 
 import pml_htl
 
-from . import study
-from .commit import current_commit
-from .evaluation import METRICS
-from .methods import METHODS, Contender
-from .speed import report
-from .training import Outcome, Plan
+from ..common.commit import current_commit
+from ..methods.contenders import METHODS, Contender
+from ..training.evaluation import METRICS
+from ..training.train import Outcome, Plan
+from . import study, timings
 
 PACKAGES = ("torch", "pytorch-metric-learning", "numpy", "scipy", "faiss-cpu", "faiss-gpu", "matplotlib", "pillow")
 METADATA = ("commit", "versions", "threads", "device", "date", "command", "data", "plan", "sessions")
@@ -125,7 +124,7 @@ def save(document: dict[str, Any], path: Path) -> None:
 
 def validate(document: Any) -> None:
     """Raises a `ValueError` that names what is not as it should be."""
-    for kind, check in (("measurements", report.validate), ("studies", study.validate)):
+    for kind, check in (("measurements", timings.validate), ("studies", study.validate)):
         if isinstance(document, dict) and kind in document:
             check(document)
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from .methods import METHODS, NEIGHBORS, Settings
+from .contenders import METHODS, NEIGHBORS, Settings
 
 if TYPE_CHECKING:
     import optuna

@@ -1,0 +1,1 @@
+"""Many trainings: methods and seeds, or the trials of a search."""
