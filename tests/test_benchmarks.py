@@ -13,6 +13,8 @@ import torch
 
 from benchmarks import __main__ as cli
 from benchmarks import data
+from benchmarks.commands import train as commands
+from benchmarks.commands.app import spread_lists
 from benchmarks.comparison import compare as comparing
 from benchmarks.data.splits import LabelledImages, Splits
 from benchmarks.methods.contenders import METHODS, Task, parse_contender
@@ -161,9 +163,9 @@ def test_any_method_takes_either_sampler():
 
 
 def test_lists_on_the_command_line():
-    spread = cli.spread_lists(["compare", "--methods", "htl", "triplet", "--seeds", "0", "1", "--output", "x"])
+    spread = spread_lists(["compare", "--methods", "htl", "triplet", "--seeds", "0", "1", "--output", "x"])
     assert spread == "compare --methods htl --methods triplet --seeds 0 --seeds 1 --output x".split()
-    spread = cli.spread_lists(["compare", "--methods=htl", "triplet", "--seeds", "--output", "x"])
+    spread = spread_lists(["compare", "--methods=htl", "triplet", "--seeds", "--output", "x"])
     assert spread == "compare --methods=htl --methods triplet --seeds --output x".split()  # --seeds without any: an error
 
 
@@ -234,13 +236,13 @@ def test_workers_train_too(tiny, tmp_path):
 
 def test_the_quick_preset_is_the_default(monkeypatch):
     asked = []
-    monkeypatch.setattr(cli, "compare", lambda **kwargs: asked.append(kwargs))
+    monkeypatch.setattr(commands, "compare", lambda **kwargs: asked.append(kwargs))
     assert run_cli() == 0
     assert asked == [
         {
-            "methods": cli.QUICK_METHODS,
+            "methods": commands.QUICK_METHODS,
             "seeds": [0],
-            "iterations": cli.QUICK_ITERATIONS,
+            "iterations": commands.QUICK_ITERATIONS,
             "output": Path("runs/quick"),
         }
     ]

@@ -12,7 +12,7 @@ import optuna
 import pytest
 import torch
 
-from benchmarks import __main__ as cli
+from benchmarks.commands import train as commands
 from benchmarks.comparison import tune
 from benchmarks.data.splits import fold
 from benchmarks.methods import spaces
@@ -232,7 +232,7 @@ def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(
         "other": Ablation("other", [second, third], compared_with={third: first}),
         "size": Ablation("size", ["htl:beta=0.2", "htl"], [{"batch_size": 16}]),
     }
-    for module in (cli, tables):
+    for module in (commands, tables):
         monkeypatch.setattr(module, "ABLATIONS", questions)
     arguments = ["--data", "tiny", "--iterations", 2, "--epoch-iterations", 2, "--embedding-size", 8, "--seeds", 0, 1]
     assert run_cli("ablate", *questions, *arguments, "--output", tmp_path) == 0

@@ -1,0 +1,88 @@
+"""The options that all commands which train have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, get_type_hints
+
+import typer
+
+from ..data import IN_FILES, IN_MEMORY
+from ..training.networks import NETWORKS
+from ..training.train import Plan
+
+Command: TypeAlias = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train, on what, and where results go; a field is an option of the command line."""
+
+    iterations: Annotated[int, typer.Option(help="Of each training.", min=1)] = 300
+    epoch_iterations: Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.", min=1)] = 50
+    batch_size: Annotated[int, typer.Option(help="Samples in a batch.", min=1)] = 128
+    embedding_size: Annotated[int, typer.Option(help="Length of an embedding.", min=1)] = 128
+    data: Annotated[
+        str, typer.Option(help=f"{', '.join(IN_MEMORY)}; or NAME:PATH of {', '.join(IN_FILES)} (default data/NAME).")
+    ] = "glyphs"
+    image_size: Annotated[int, typer.Option(help="Crops of data sets in files.", min=8)] = 224
+    network: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "conv_net"
+    weights: Annotated[
+        str, typer.Option(help="random, pretrained (on ImageNet, by timm's hub), or a file of a state dict.")
+    ] = "random"
+    freeze_batch_norm: Annotated[
+        bool, typer.Option("--freeze-batch-norm", help="Leave the network's batch norm as it is.")
+    ] = False
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu"
+    workers: Annotated[int, typer.Option(help="Loader processes; the built-in data need none.", min=0)] = 0
+    precision: Annotated[str, typer.Option(help="Of the network: fp32, or bf16 (autocast).")] = "fp32"
+    jobs: Annotated[int, typer.Option(help="Trainings at a time, each with its share of the cores.", min=1)] = 1
+    output: Annotated[Path, typer.Option(help="Folder for results; one that is there is continued.")] = Path("runs")
+
+    def plan(self) -> Plan:
+        """How each training goes."""
+        given = {field.name: getattr(self, field.name) for field in fields(Plan)}
+        is_in_files = self.data.partition(":")[0] in IN_FILES
+        return Plan(**{**given, "image_size": self.image_size if is_in_files else None})
+
+
+def with_training_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Command], Command]:
+    """A decorator: the command's first parameter becomes the options of `TrainingOptions`, behind those of its own.
+
+    Args:
+        without: fields that are no options of this command; they keep their defaults.
+        **defaults: fields that have another default in this command.
+    """
+
+    def decorate(command: Command) -> Command:
+        hints = get_type_hints(TrainingOptions, include_extras=True)
+        options = {
+            field.name: inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(field.name, field.default),
+                annotation=hints[field.name],
+            )
+            for field in fields(TrainingOptions)
+            if field.name not in without
+        }
+        own_hints = get_type_hints(command, include_extras=True)
+        _, *own = inspect.signature(command).parameters.values()
+        own = [parameter.replace(annotation=own_hints[parameter.name]) for parameter in own]
+
+        @wraps(command)
+        def with_options(**given: Any) -> Any:
+            chosen = {name: given.pop(name, option.default) for name, option in options.items()}
+            return command(TrainingOptions(**chosen), **given)
+
+        # The command-line library reads both.
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + [*options.values()]
+        with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return with_options
+
+    return decorate

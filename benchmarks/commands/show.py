@@ -1,0 +1,54 @@
+"""The commands that show: `methods`, `table` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..methods.contenders import METHODS
+from ..outcomes import results
+from ..outcomes.tables import markdown_ablations, markdown_table
+from .app import app, console, explained_errors
+
+
+@app.command("methods")
+def list_methods() -> None:
+    """List the methods and their settings."""
+    for method in METHODS.values():
+        settings = ",".join(f"{name}={value}" for name, value in method.defaults.items())
+        console.print(f"[bold]{method.name}[/]: {method.description}\n  [dim]{settings}[/]", highlight=False)
+
+
+@app.command()
+def table(
+    files: Annotated[list[Path], typer.Argument(help="A results file, or several with --ablations.")],
+    ablations: Annotated[bool, typer.Option("--ablations", help="By question, of the files that `ablate` wrote.")] = False,
+) -> None:
+    """Print a results file as a Markdown table."""
+    with explained_errors():
+        documents = [results.load(file) for file in files]
+        if ablations:
+            print(markdown_ablations(documents), end="")
+            return
+        for document in documents:
+            print(markdown_table(document), end="")
+
+
+@app.command("report")
+def make_report(
+    files: Annotated[list[Path], typer.Argument(help="Results files, and class_tree.json of a comparison.")],
+    output: Annotated[Path, typer.Option(help="The page, and the same as Markdown beside it.")] = Path("runs/report.html"),
+) -> None:
+    """Make one page of results files that opens offline: ranking, curves, cost, and an explorer of a trained class tree."""
+    with explained_errors():
+        try:
+            from ..report import page
+        except ImportError as error:
+            raise ValueError(f'report needs {error.name}: pip install ".[benchmarks]"') from error
+        documents, trees = page.read(files)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(page.html(documents, trees), encoding="utf-8")
+        output.with_suffix(".md").write_text(page.markdown(documents), encoding="utf-8")
+    console.print(f"Written: {output}, {output.with_suffix('.md')}", highlight=False)
