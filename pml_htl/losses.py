@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,6 +21,16 @@ from .common.precision import full_precision
 from .common.warn import IdleWatch
 from .inputs import prepare_indices, prepare_inputs
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
+
+
+class _Batch(NamedTuple):
+    """What PML hands to a loss, once it is checked: (B, D), (B,), index tensors or None, (R, D), (R,)."""
+
+    embeddings: torch.Tensor
+    labels: torch.Tensor
+    indices_tuple: tuple[torch.Tensor, ...] | None
+    ref_emb: torch.Tensor
+    ref_labels: torch.Tensor
 
 
 class HierarchicalTripletLoss(BaseMetricLossFunction):
@@ -162,11 +172,10 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             mined = indices_tuple
             indices_tuple = prepare_indices(indices_tuple, len(labels), len(ref_labels), embeddings.device)
             self._warn_of_redundant_miner(mined)
+        batch = _Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if self.temperature is not None and self._has_all_negatives(indices_tuple) and not self.swap:
-            return self._softened(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if self._needs_list(indices_tuple):
-            return self._listed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        return self._summed(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+            return self._softened(batch)
+        return self._listed(batch) if self._needs_list(indices_tuple) else self._summed(batch)
 
     def get_default_reducer(self) -> AvgNonZeroReducer:
         """That of PML's `TripletMarginLoss`."""
@@ -180,44 +189,24 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         by_sums = can_reduce(reducer_of_triplets(self.reducer)) and self.temperature is None
         return self.swap or self.smooth_loss or not (by_sums and self._has_all_negatives(indices_tuple))
 
-    def _summed(
-        self,
-        embeddings: torch.Tensor,
-        labels: torch.Tensor,
-        indices_tuple: tuple[torch.Tensor, ...] | None,
-        ref_emb: torch.Tensor,
-        ref_labels: torch.Tensor,
-    ) -> dict[str, dict[str, Any]]:
-        losses = self._hinge_losses(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+    def _summed(self, batch: _Batch) -> dict[str, dict[str, Any]]:
+        losses = self._hinge_losses(batch)
         reduction = reduce_losses(reducer_of_triplets(self.reducer), losses)
         self._reduced = losses, reduction
         self._record(losses.mean_margin(), losses.margin_range, losses.active_share, reduction.num_active)
         return {"loss": {"losses": reduction.value, "indices": None, "reduction_type": "already_reduced"}}
 
-    def _softened(
-        self,
-        embeddings: torch.Tensor,
-        labels: torch.Tensor,
-        indices_tuple: tuple[torch.Tensor, ...] | None,
-        ref_emb: torch.Tensor,
-        ref_labels: torch.Tensor,
-    ) -> dict[str, dict[str, Any]]:
-        hinge = self._hinge_losses(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+    def _softened(self, batch: _Batch) -> dict[str, dict[str, Any]]:
+        hinge = self._hinge_losses(batch)
         losses, pairs = soft_losses_of_pairs(hinge.distances, hinge.margins, hinge.pairs, self.temperature)
-        num_losses = torch.tensor(len(losses), device=embeddings.device)  # none of them is zero
+        num_losses = torch.tensor(len(losses), device=batch.embeddings.device)  # none of them is zero
         self._record(hinge.mean_margin(), hinge.margin_range, hinge.active_share, num_losses)
         if len(losses) == 0:
             return self.zero_losses()
         return {"loss": {"losses": losses, "indices": pairs, "reduction_type": "pos_pair"}}
 
-    def _hinge_losses(
-        self,
-        embeddings: torch.Tensor,
-        labels: torch.Tensor,
-        indices_tuple: tuple[torch.Tensor, ...] | None,
-        ref_emb: torch.Tensor,
-        ref_labels: torch.Tensor,
-    ) -> HingeLosses:
+    def _hinge_losses(self, batch: _Batch) -> HingeLosses:
+        embeddings, labels, indices_tuple, ref_emb, ref_labels = batch
         if indices_tuple is None:
             pairs = pairs_of_labels(labels, ref_labels)
         else:
@@ -226,14 +215,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)
         return HingeLosses(distances, margins, pairs, labels)
 
-    def _listed(
-        self,
-        embeddings: torch.Tensor,
-        labels: torch.Tensor,
-        indices_tuple: tuple[torch.Tensor, ...] | None,
-        ref_emb: torch.Tensor,
-        ref_labels: torch.Tensor,
-    ) -> dict[str, dict[str, Any]]:
+    def _listed(self, batch: _Batch) -> dict[str, dict[str, Any]]:
+        embeddings, labels, indices_tuple, ref_emb, ref_labels = batch
         anchors, positives, negatives = self._triplets(labels, indices_tuple, ref_labels)
         if len(anchors) == 0:
             for known in (labels, ref_labels):  # labels of another data set have no triplets either

@@ -30,6 +30,7 @@ QUICK_ITERATIONS = 200  # all of them end within ten minutes on two cores
 STUDY = Path(__file__).parents[1] / "results" / "study.json"
 Methods = Annotated[list[str] | None, typer.Option(help="NAME or NAME:SETTING=VALUE,...; all, unless some are named.")]
 Seeds = Annotated[list[int] | None, typer.Option(help="Train each method once with each.", min=0, max=2**32 - 1)]
+Tuned = Annotated[bool, typer.Option("--tuned", help="Settings that are not named here are the best of --study.")]
 StudyFile = Annotated[Path, typer.Option(help="The outcome of `tune` that --tuned takes settings from.")]
 
 
@@ -50,9 +51,7 @@ def compare(
     options: TrainingOptions,
     methods: Methods = None,
     seeds: Seeds = None,
-    tuned: Annotated[
-        bool, typer.Option("--tuned", help="Settings, unless a method names its own, are the best of --study.")
-    ] = False,
+    tuned: Tuned = False,
     study: StudyFile = STUDY,
 ) -> None:
     """Train methods through PML's trainer, test them on unseen classes, and print, plot and save how they compare.
@@ -78,9 +77,7 @@ def ablate(
     options: TrainingOptions,
     names: Annotated[list[str], typer.Argument(metavar="NAME...", help=f"Some of: {', '.join(ABLATIONS)}.")],
     seeds: Seeds = None,
-    tuned: Annotated[
-        bool, typer.Option("--tuned", help="Settings, but for those in question, are those of --study.")
-    ] = False,
+    tuned: Tuned = False,
     study: StudyFile = STUDY,
 ) -> None:
     """Answer questions about HTL, with three seeds (0 1 2): what its halves carry, or what a setting is worth.

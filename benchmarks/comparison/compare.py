@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..common.progress import progress_bar
 from ..common.ranks import from_first, is_first
 from ..data import Splits
 from ..methods.contenders import Contender
@@ -44,14 +44,7 @@ def compare(
 def train_missing(
     missing: list[tuple[Contender, int]], plan: Plan, data: Splits, results: Results, jobs: int, console: Console
 ) -> None:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress, workers(data, jobs) as submit:
+    with progress_bar(console) as progress, workers(data, jobs) as submit:
         bar = progress.add_task("trainings", total=len(missing))
         submitted = (
             (contender, seed, submit(train_one, contender, seed, plan, folder_of(contender, seed, results)))

@@ -18,8 +18,8 @@ from typing import Any
 
 import optuna
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..common.progress import progress_bar
 from ..data import Splits
 from ..data.splits import fold
 from ..methods.contenders import METHODS, Contender, Settings
@@ -47,15 +47,8 @@ def tune(
     description = describe(plan, data, folds)
     check_made_alike(storage, description)
     studies = [open_study(storage, method, description) for method in dict.fromkeys(methods)]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     missing = sum(max(0, trials - len(finished(study))) for study in studies)
-    with Progress(*columns, console=console) as progress, workers(data, jobs) as submit:
+    with progress_bar(console) as progress, workers(data, jobs) as submit:
         bar = progress.add_task("trials", total=missing)
         waiting = [study for study in studies if len(finished(study)) < trials]
         running: dict[Future, tuple[optuna.Study, optuna.Trial]] = {}

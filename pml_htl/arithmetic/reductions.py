@@ -7,15 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from .._pml import (
-    AvgNonZeroReducer,
-    BaseReducer,
-    ClassWeightedReducer,
-    MeanReducer,
-    MultipleReducers,
-    SumReducer,
-    ThresholdReducer,
-)
+from .. import _pml
 from .hinge import hinge_sums
 from .triplets import Pairs
 
@@ -68,30 +60,30 @@ class Reduction:
     num_active: torch.Tensor
 
 
-def reducer_of_triplets(reducer: BaseReducer) -> BaseReducer:
+def reducer_of_triplets(reducer: _pml.BaseReducer) -> _pml.BaseReducer:
     """The reducer that gets the triplets' losses: with a regularizer PML has one for each part of the loss."""
-    if type(reducer) is MultipleReducers:
+    if type(reducer) is _pml.MultipleReducers:
         return reducer.reducers["loss"] if "loss" in reducer.reducers else reducer.default_reducer
     return reducer
 
 
-def can_reduce(reducer: BaseReducer) -> bool:
+def can_reduce(reducer: _pml.BaseReducer) -> bool:
     """Whether sums are enough for it. Only for PML's own classes: a subclass may do anything with the losses."""
     return type(reducer) in _REDUCTIONS
 
 
-def reduce_losses(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
+def reduce_losses(reducer: _pml.BaseReducer, losses: HingeLosses) -> Reduction:
     """What `reducer`, one that `can_reduce`, would make of the list of all losses."""
     return _REDUCTIONS[type(reducer)](reducer, losses)
 
 
-def fill_stats(reducer: BaseReducer, losses: HingeLosses, reduction: Reduction) -> None:
+def fill_stats(reducer: _pml.BaseReducer, losses: HingeLosses, reduction: Reduction) -> None:
     """Records on the reducer what it records itself when it gets a list; to be called after the reducer."""
     if not reducer.collect_stats:
         return
     num_losses = int(losses.pairs.num_triplets())
     reducer.losses_size = num_losses or 1  # the zero that stands for no losses counts as one
-    if isinstance(reducer, ThresholdReducer) and num_losses:
+    if isinstance(reducer, _pml.ThresholdReducer) and num_losses:
         reducer.num_past_filter = int(reduction.num_counted)
         if reducer.low is not None:
             reducer.num_above_low = num_losses if reducer.low < 0 else int(losses.count(reducer.low))
@@ -99,17 +91,17 @@ def fill_stats(reducer: BaseReducer, losses: HingeLosses, reduction: Reduction) 
             reducer.num_above_high = reducer.num_past_filter  # PML's name for those below it
 
 
-def _sum(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
+def _sum(reducer: _pml.BaseReducer, losses: HingeLosses) -> Reduction:
     sums, counts = losses.sums()
     return Reduction(sums.sum(), losses.pairs.num_triplets(), counts.sum())
 
 
-def _mean(reducer: BaseReducer, losses: HingeLosses) -> Reduction:
+def _mean(reducer: _pml.BaseReducer, losses: HingeLosses) -> Reduction:
     total = _sum(reducer, losses)
     return replace(total, value=total.value / total.num_counted.clamp(min=1))
 
 
-def _class_weighted(reducer: ClassWeightedReducer, losses: HingeLosses) -> Reduction:
+def _class_weighted(reducer: _pml.ClassWeightedReducer, losses: HingeLosses) -> Reduction:
     sums, counts = losses.sums()
     reducer.weights = reducer.weights.to(sums)  # moved once, as PML does
     has_triplets = losses.pairs.num_positives * losses.pairs.num_negatives > 0
@@ -118,7 +110,7 @@ def _class_weighted(reducer: ClassWeightedReducer, losses: HingeLosses) -> Reduc
     return Reduction((sums * weights).sum() / num_triplets.clamp(min=1), num_triplets, counts.sum())
 
 
-def _threshold(reducer: ThresholdReducer, losses: HingeLosses) -> Reduction:
+def _threshold(reducer: _pml.ThresholdReducer, losses: HingeLosses) -> Reduction:
     low, high = reducer.low, reducer.high
     sums, counts = losses.sums(0.0 if low is None else max(0.0, low), high)
     num_active = num_counted = counts.sum()
@@ -128,9 +120,9 @@ def _threshold(reducer: ThresholdReducer, losses: HingeLosses) -> Reduction:
 
 
 _REDUCTIONS: dict[type, Callable[..., Reduction]] = {
-    AvgNonZeroReducer: _threshold,
-    ClassWeightedReducer: _class_weighted,
-    MeanReducer: _mean,
-    SumReducer: _sum,
-    ThresholdReducer: _threshold,
+    _pml.AvgNonZeroReducer: _threshold,
+    _pml.ClassWeightedReducer: _class_weighted,
+    _pml.MeanReducer: _mean,
+    _pml.SumReducer: _sum,
+    _pml.ThresholdReducer: _threshold,
 }

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from .linkage import root_of
+
 
 def lay_out(edges: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Classes in a row in which every merge joins two neighbouring runs.
@@ -26,20 +28,14 @@ def lay_out(edges: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndar
     following = [-1] * num_classes
     height_after = [0.0] * num_classes
 
-    def group_of(member: int) -> int:
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]  # halves the path, so that long chains stay cheap
-            member = parent[member]
-        return member
-
     for (a, b), height in zip(edges.tolist(), heights.tolist(), strict=True):
-        first, second = group_of(a), group_of(b)
+        first, second = root_of(a, parent), root_of(b, parent)
         parent[second] = first
         following[last[first]] = second
         height_after[last[first]] = height
         last[first] = last[second]
 
-    row = [group_of(0)]
+    row = [root_of(0, parent)]
     while len(row) < num_classes:
         row.append(following[row[-1]])
     places = np.empty(num_classes, dtype=np.int64)

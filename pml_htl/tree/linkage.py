@@ -99,19 +99,21 @@ def scipy_linkage(edges: np.ndarray, heights: np.ndarray) -> np.ndarray:
     parent = list(range(2 * num_classes - 1))
     size = [1] * num_classes
 
-    def group_of(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]  # halves the path, so that long chains stay cheap
-            node = parent[node]
-        return node
-
     merges = np.empty((num_classes - 1, 4))
     for row, (edge, height) in enumerate(zip(edges.tolist(), heights.tolist(), strict=True)):
-        first, second = sorted(group_of(node) for node in edge)
+        first, second = sorted(root_of(node, parent) for node in edge)
         size.append(size[first] + size[second])
         parent[first] = parent[second] = num_classes + row
         merges[row] = first, second, height, size[-1]
     return merges
+
+
+def root_of(member: int, parent: list[int]) -> int:
+    """The root of `member` in a disjoint-set forest. The path to it is halved, so that long chains stay cheap."""
+    while parent[member] != member:
+        parent[member] = parent[parent[member]]
+        member = parent[member]
+    return member
 
 
 def restrict_linkage(merges: np.ndarray, leaves: np.ndarray) -> np.ndarray:
