@@ -1,4 +1,4 @@
-"""The README's table "With the rest of PML": a test for every row, and a row for every test."""
+"""The table "With the rest of PML" of the package README: a test for every row, and a row for every test."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from . import test_precision, test_refresh_control, test_trainers
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
 from .training import make_dataset, make_htl, make_trainer
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[1] / "pml_htl" / "README.md").read_text(encoding="utf-8")
 CPU = torch.device("cpu")
 ROWS = {}
 

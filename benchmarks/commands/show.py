@@ -24,11 +24,14 @@ def list_methods() -> None:
 @app.command()
 def table(
     files: Annotated[list[Path], typer.Argument(help="A results file, or several with --ablations.")],
+    methods: Annotated[list[str] | None, typer.Option(help="Only the rows of these, by their titles.")] = None,
     ablations: Annotated[bool, typer.Option("--ablations", help="By question, of the files that `ablate` wrote.")] = False,
 ) -> None:
     """Print a results file as a Markdown table."""
     with explained_errors():
         documents = [results.load(file) for file in files]
+        if methods:
+            documents = [results.only(document, methods) for document in documents]
         if ablations:
             print(markdown_ablations(documents), end="")
             return

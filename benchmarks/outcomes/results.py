@@ -115,6 +115,23 @@ def load(path: Path) -> dict[str, Any]:
     return document
 
 
+def only(document: dict[str, Any], titles: list[str]) -> dict[str, Any]:
+    """The part of a comparison's results file that is of contenders with these titles.
+
+    Raises:
+        ValueError: it is the file of something else, or has none with such a title.
+    """
+    if "runs" not in document:
+        raise ValueError("--methods chooses among the methods of a comparison, and a file is of something else")
+    known = {title_of(run) for run in document["runs"]}
+    if not known.issuperset(titles):
+        raise ValueError(f"there is no {', '.join(sorted({*titles} - known))} in it; there are {', '.join(sorted(known))}")
+    return {
+        **document,
+        **{kind: [entry for entry in document[kind] if title_of(entry) in titles] for kind in ("runs", "curves")},
+    }
+
+
 def save(document: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

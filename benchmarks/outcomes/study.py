@@ -112,6 +112,6 @@ def caption(document: dict[str, Any]) -> str:
     metadata = document["metadata"]
     plan = metadata["plan"]
     return (
-        f"{metadata['data']['name']}, {plan['iterations']} iterations of batch {plan['batch_size']}; "
-        f"mean MAP@R over {metadata['folds']} class-disjoint folds of the training classes, per cent"
+        f"{metadata['data']['name']}, {plan['iterations']} iterations at batch size {plan['batch_size']}; "
+        f"mean MAP@R over {metadata['folds']} class-disjoint folds of the training classes, in per cent"
     )

@@ -55,17 +55,18 @@ def percent(share: float) -> str:
 
 def caption(document: dict[str, Any]) -> str:
     """What the numbers are of."""
-    paired = f"; vs {BASELINE}: difference, seed by seed" if differences(document) else ""
-    return f"{caption_of_trainings(document)}; val.: MAP@R of the validation classes{paired}"
+    paired = f"; vs {BASELINE}: paired difference over the seeds" if differences(document) else ""
+    return f"{caption_of_trainings(document)}; val.: MAP@R on the validation classes{paired}"
 
 
 def caption_of_trainings(document: dict[str, Any]) -> str:
     summary, data = summarize(document), document["metadata"]["data"]
-    seeds = f"mean of {summary.seeds.max()} seeds ± half its 95% interval" if summary.seeds.max() > 1 else "one seed"
+    count = summary.seeds.max()
+    seeds = f"mean of {count} seeds ± half the width of its 95% confidence interval" if count > 1 else "one seed"
     batch = document["metadata"]["plan"]["batch_size"]
-    training = f"{summary.iterations[0]} iterations of batch {batch}, {seeds}"
+    training = f"{summary.iterations[0]} iterations at batch size {batch}, {seeds}"
     classes = f"{data['name']}, {data['test_classes']} unseen classes"
-    return f"{classes}, {training}; per cent"
+    return f"{classes}, {training}, in per cent"
 
 
 def rich_table(document: dict[str, Any]) -> Table:
