@@ -29,6 +29,15 @@ def test_the_wheel_holds_the_package_only(wheel):
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "pml_htl").rglob("*.py")} <= set(files)
 
 
+def test_the_page_of_a_package_index_links_to_nothing_that_is_not_there(wheel):
+    name = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("METADATA"))
+    page = email.message_from_bytes(zipfile.ZipFile(wheel).read(name)).get_payload(decode=True).decode()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert page.startswith(readme[:1000]) and "benchmarks/README.md has all methods" in page and "![" not in page
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert links and all(link.startswith("https://") for link in links)
+
+
 def test_the_wheel_works_outside_the_repository(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = """
