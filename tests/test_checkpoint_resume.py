@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from itertools import count, islice
-from itertools import islice
 from pathlib import Path
 
 import numpy as np

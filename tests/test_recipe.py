@@ -1,6 +1,7 @@
 import doctest
 import importlib
 import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -19,16 +20,15 @@ EXPORTS = {
     "ClassStatistics", "ClassTree", "AnchorNeighborSampler", "DynamicMarginMiner", "HierarchicalTripletLoss",
     "TreeRefresh", "HTL", "__version__",
 }  # fmt: skip
-MODULES = (
-    "labels", "statistics", "linkage", "given", "tree", "samplers", "hinge", "miners", "losses", "hooks", "recipe", "plots",
-    "state", "checkpoint",
-)  # fmt: skip
+MODULES = sorted(module.name for module in pkgutil.walk_packages(pml_htl.__path__, "pml_htl.") if not module.ispkg)
+WITH_EXAMPLES = ("pml_htl.losses", "pml_htl.recipe", "pml_htl.checkpoint", "pml_htl.lightning")
 
 
 def test_exports():
     assert set(pml_htl.__all__) == EXPORTS
     public = {name for name, value in vars(pml_htl).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert public == EXPORTS - {"__version__"}
+    assert set(WITH_EXAMPLES) <= set(MODULES)
 
 
 def test_the_parts_share_one_tree():
@@ -113,13 +113,13 @@ except ImportError as error:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_in_docstrings_run(module):
-    outcome = doctest.testmod(importlib.import_module(f"pml_htl.{module}"))
-    assert outcome.failed == 0 and (outcome.attempted > 0 or module not in ("losses", "recipe", "checkpoint"))
+    outcome = doctest.testmod(importlib.import_module(module))
+    assert outcome.failed == 0 and (outcome.attempted > 0 or module not in WITH_EXAMPLES)
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_everything_public_is_documented_and_typed(module):
-    module = importlib.import_module(f"pml_htl.{module}")
+    module = importlib.import_module(module)
     own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
     for thing in own:
         members = [thing, *vars(thing).values()] if inspect.isclass(thing) else [thing]
