@@ -1,14 +1,70 @@
+import os
+import random
+
 import hypothesis
 import pytest
-import torch
 
 # The same examples every time, so that a red test is red again when it is run again.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("repeatable")
-torch.set_num_threads(2)
+
+
+def pytest_configure(config):
+    """Two threads; one where processes share the cores. `OMP_NUM_THREADS`, where it is given, decides.
+
+    Here, before a test imports torch, and in the environment, so that it counts for the processes that tests start too.
+    """
+    is_controller = bool(getattr(config.option, "numprocesses", None))  # of xdist's workers, which get its environment
+    if not is_controller:
+        os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+
+def pytest_collection_modifyitems(config, items):
+    """What takes long first, so that no worker is left with it when the others have nothing to do."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(autouse=True)
+def same_luck():
+    """What a test draws without a seed of its own depends on no test before it."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture
 def device():
     """The GPU where there is one."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def glyphs():
+    """The data set, rendered once for all tests."""
+    from benchmarks import data
+
+    return data.load("glyphs")
+
+
+@pytest.fixture
+def tiny(glyphs, monkeypatch):
+    """Twenty classes of each split, with eight images each, as the data set "tiny"."""
+    import torch
+
+    from benchmarks import data
+    from benchmarks.data.splits import LabelledImages, Splits
+
+    def first_classes(images):
+        kept = torch.cat([(images.labels == label).nonzero()[:8, 0] for label in images.labels.unique()[:20]])
+        return LabelledImages(images.images[kept], images.labels[kept])
+
+    parts = [first_classes(part) for part in (glyphs.train, glyphs.val, glyphs.test)]
+    splits = Splits("tiny", *parts, glyphs.class_names)
+    monkeypatch.setitem(data.IN_MEMORY, "tiny", lambda: splits)
+    return splits

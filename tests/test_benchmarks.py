@@ -16,7 +16,7 @@ from benchmarks import data
 from benchmarks.commands import train as commands
 from benchmarks.commands.app import spread_lists
 from benchmarks.comparison import compare as comparing
-from benchmarks.data.splits import LabelledImages, Splits
+from benchmarks.data.splits import LabelledImages
 from benchmarks.methods.contenders import METHODS, Task, parse_contender
 from benchmarks.outcomes import intervals, results, study, tables
 from benchmarks.training.networks import Augment
@@ -26,25 +26,6 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 OTHERS = ("class_tree.json", "hostile.json", "resume.json")  # these are no results of a comparison
 COMMITTED = sorted(path for path in RESULTS.glob("*.json") if path.name not in OTHERS)
 TINY = ["--data", "tiny", "--iterations", "4", "--epoch-iterations", "2", "--batch-size", "32", "--embedding-size", "16"]
-
-
-@pytest.fixture(scope="module")
-def glyphs():
-    return data.load("glyphs")
-
-
-@pytest.fixture
-def tiny(glyphs, monkeypatch):
-    """Twenty classes of each split."""
-
-    def first_classes(images):
-        kept = images.labels < images.labels.min() + 20
-        return LabelledImages(images.images[kept], images.labels[kept])
-
-    parts = [first_classes(part) for part in (glyphs.train, glyphs.val, glyphs.test)]
-    splits = Splits("tiny", *parts, glyphs.class_names)
-    monkeypatch.setitem(data.IN_MEMORY, "tiny", lambda: splits)
-    return splits
 
 
 def has_tree(name):
@@ -223,7 +204,7 @@ def test_an_interrupted_comparison_goes_on(tiny, tmp_path, monkeypatch, capsys):
 def test_the_same_seed_gives_the_same_numbers(tiny, tmp_path):
     plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16)
     for name in ("htl", "proxy-anchor"):
-        outcomes = [train(parse_contender(name), 3, plan, tiny, tmp_path / str(i)) for i in range(2)]
+        outcomes = [train(parse_contender(name), 3, plan, tiny, tmp_path / f"{name}{i}") for i in range(2)]
         assert outcomes[0].accuracies == outcomes[1].accuracies
         curves = [[(step, accuracy) for step, accuracy, _ in outcome.curve] for outcome in outcomes]
         assert curves[0] == curves[1]

@@ -15,7 +15,7 @@ from benchmarks.methods.contenders import METHODS, parse_contender
 from benchmarks.outcomes import intervals, results, tables
 from benchmarks.report import explorer, page
 from pml_htl import ClassTree
-from tests.test_benchmarks import COMMITTED, RESULTS, glyphs, run_cli  # noqa: F401
+from tests.test_benchmarks import COMMITTED, RESULTS, run_cli
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TITLES = ("triplet", "htl-sampling", "htl-constant", "htl-margin", "htl", "contrastive", "ntxent")
@@ -51,7 +51,7 @@ def document():
 
 
 @pytest.fixture(scope="module")
-def tree(glyphs):  # noqa: F811
+def tree(glyphs):
     embeddings = glyphs.train.images.flatten(1)[:, ::7] + 0.01
     fitted = ClassTree().fit_embeddings(embeddings, glyphs.train.labels)
     found = explorer.explorer_document(fitted, parse_contender("htl").margins_of(fitted), glyphs, "a <b>tree</b>")
@@ -130,7 +130,7 @@ def test_the_command(document, tree, tmp_path, capsys):
     assert again == text  # the same files give the same page
 
 
-def test_what_the_explorer_is_told(tree, glyphs):  # noqa: F811
+def test_what_the_explorer_is_told(tree, glyphs):
     embeddings = glyphs.train.images.flatten(1)[:, ::7] + 0.01
     fitted = ClassTree().fit_embeddings(embeddings, glyphs.train.labels)
     miner = parse_contender("htl").margins_of(fitted)

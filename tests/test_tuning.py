@@ -21,7 +21,7 @@ from benchmarks.methods.contenders import METHODS, Task, parse_contender
 from benchmarks.methods.spaces import space_of, suggest
 from benchmarks.outcomes import intervals, results, study, tables
 from benchmarks.training.parallel import workers
-from tests.test_benchmarks import TINY, glyphs, run_cli, tiny  # noqa: F401
+from tests.test_benchmarks import TINY, run_cli
 
 ANY = [*TINY, "--batch-size", "16", "--folds", "1"]
 SHORT = [*ANY, "--methods", "htl", "triplet"]
@@ -41,7 +41,7 @@ def trials_of(folder):
     }
 
 
-def test_folds_are_class_disjoint_parts_of_the_training_classes(glyphs):  # noqa: F811
+def test_folds_are_class_disjoint_parts_of_the_training_classes(glyphs):
     seen = []
     for number in range(4):
         part = fold(glyphs, number)
@@ -79,7 +79,7 @@ def test_every_method_has_a_space_around_its_defaults(name):
     optuna.create_study().optimize(lambda trial: suggest(optuna.trial.FixedTrial(defaults), name) and 0.0, n_trials=1)
 
 
-def test_every_method_gets_its_defaults_and_as_many_trials(tiny, small_batches, tmp_path, capsys):  # noqa: F811
+def test_every_method_gets_its_defaults_and_as_many_trials(tiny, small_batches, tmp_path, capsys):
     assert run_cli("tune", *SHORT, "--trials", 3, "--output", tmp_path) == 0
     found = trials_of(tmp_path)
     assert {method: len(trials) for method, trials in found.items()} == {"htl": 3, "triplet": 3}
@@ -102,7 +102,7 @@ def test_every_method_gets_its_defaults_and_as_many_trials(tiny, small_batches, 
     assert set(results.summarize(compared).title) == {"htl", "triplet"}
 
 
-def test_a_title_stands_for_one_setting(tiny, tmp_path, capsys):  # noqa: F811
+def test_a_title_stands_for_one_setting(tiny, tmp_path, capsys):
     def study_with(margin):
         settings = {**METHODS["triplet"].defaults, "margin": margin}
         trial = {"settings": settings, "folds": [0.5], "mean": 0.5, "seconds": 1.0, "error": None}
@@ -120,13 +120,13 @@ def test_a_title_stands_for_one_setting(tiny, tmp_path, capsys):  # noqa: F811
     assert len(results.load(tmp_path / "out" / "results.json")["runs"]) == 2
 
 
-def test_a_training_that_fails_is_named(tiny, tmp_path, capsys):  # noqa: F811
+def test_a_training_that_fails_is_named(tiny, tmp_path, capsys):
     arguments = ["compare", *TINY, "--seeds", 3, "--output", tmp_path, "--methods", "triplet:learning_rate=1e30"]
     assert run_cli(*arguments) == 2
     assert "triplet:learning_rate=1e+30, seed 3: " in capsys.readouterr().out
 
 
-def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_batches, tmp_path, monkeypatch):  # noqa: F811
+def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_batches, tmp_path, monkeypatch):
     run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "whole")
     count = []
 
@@ -147,7 +147,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_ba
     assert run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "parts", "--iterations", 2) == 2
 
 
-def test_a_training_that_diverges_is_worth_nothing(tiny, small_batches, tmp_path, monkeypatch):  # noqa: F811
+def test_a_training_that_diverges_is_worth_nothing(tiny, small_batches, tmp_path, monkeypatch):
     def diverging(contender, *rest, **options):
         if contender.settings["learning_rate"] != 1e-3:
             raise ValueError("3 of 32 embeddings are NaN")
@@ -161,7 +161,7 @@ def test_a_training_that_diverges_is_worth_nothing(tiny, small_batches, tmp_path
         assert trials[0]["error"] is None and trials[0]["mean"] > 0
 
 
-def test_broken_studies_are_named(tiny, small_batches, tmp_path):  # noqa: F811
+def test_broken_studies_are_named(tiny, small_batches, tmp_path):
     run_cli("tune", *SHORT, "--trials", 1, "--output", tmp_path)
     document = results.load(tmp_path / "study.json")
     for change, message in [
@@ -178,7 +178,7 @@ def test_broken_studies_are_named(tiny, small_batches, tmp_path):  # noqa: F811
             results.validate(broken)
 
 
-def test_the_outcome_has_all_studies_and_winners_are_of_as_many_trials(tiny, small_batches, tmp_path, capsys):  # noqa: F811
+def test_the_outcome_has_all_studies_and_winners_are_of_as_many_trials(tiny, small_batches, tmp_path, capsys):
     arguments = [*ANY, "--output", tmp_path, "--methods"]
     assert run_cli("tune", *arguments, "triplet", "--trials", 2) == 0
     assert run_cli("tune", *arguments, "htl", "htl", "--trials", 1) == 0
@@ -197,7 +197,7 @@ def test_the_outcome_has_all_studies_and_winners_are_of_as_many_trials(tiny, sma
 
 
 @pytest.mark.parametrize("batch_size", [32, 48])
-def test_a_batch_that_some_trial_could_not_have_is_refused_before_the_search(tiny, tmp_path, capsys, batch_size):  # noqa: F811
+def test_a_batch_that_some_trial_could_not_have_is_refused_before_the_search(tiny, tmp_path, capsys, batch_size):
     """Otherwise it would be worth nothing, and a method with neighbourhoods would have fewer trials than others."""
     assert run_cli("tune", *SHORT, "--batch-size", batch_size, "--trials", 1, "--output", tmp_path) == 2
     said = capsys.readouterr().out
@@ -205,7 +205,7 @@ def test_a_batch_that_some_trial_could_not_have_is_refused_before_the_search(tin
     assert not (tmp_path / "study.db").exists()
 
 
-def test_a_network_that_is_not_to_be_had_is_no_training_that_diverged(tiny, tmp_path, capsys):  # noqa: F811
+def test_a_network_that_is_not_to_be_had_is_no_training_that_diverged(tiny, tmp_path, capsys):
     for change, message in [
         (["--network", "vgg"], "network must be one of"),
         (["--weights", "pretrained"], "no weights for"),
@@ -223,7 +223,7 @@ def test_ablations_are_of_contenders_that_there_are():
             contender.build(task)
 
 
-def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(tiny, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(tiny, tmp_path, monkeypatch, capsys):
     first, second, third = (f"htl-margin:beta={beta},samples_per_class=8" for beta in (0.2, 0.3, 0.4))
     # Settings are named in the order in which a method has them.
     titles = [f"htl-margin:samples_per_class=8,beta={beta}" for beta in (0.2, 0.3, 0.4)]
@@ -255,7 +255,7 @@ def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(
     assert run_cli("ablate", "nonsense", *arguments, "--output", tmp_path) == 2
 
 
-def test_side_by_side_is_one_after_another(tiny):  # noqa: F811
+def test_side_by_side_is_one_after_another(tiny):
     with workers(tiny, 1) as one, workers(tiny, 2) as two:
         assert one(class_names_between, 3, 7).result() == two(class_names_between, 3, 7).result() == tiny.class_names[3:7]
         with pytest.raises(ZeroDivisionError):
@@ -265,7 +265,10 @@ def test_side_by_side_is_one_after_another(tiny):  # noqa: F811
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
-        "from tests.test_tuning import *\n"
+        "import os, time\n"
+        "from benchmarks.training.parallel import workers\n"
+        "def own_process(data):\n"
+        "    return os.getpid()\n"
         "if __name__ == '__main__':\n"
         "    with workers(None, 1 + 1) as submit:\n"
         "        print(submit(own_process).result(), flush=True)\n"
@@ -291,10 +294,6 @@ def class_names_between(splits, start, end):
 
 def failing(splits):
     return 1 / 0
-
-
-def own_process(splits):
-    return os.getpid()
 
 
 def is_running(process):

@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from ..processes import run_processes
 from . import cases
 
 TREE = ("labels", "nodes", "nearest_classes", "merge_edges")
@@ -14,7 +15,7 @@ TREE = ("labels", "nodes", "nearest_classes", "merge_edges")
 def ranks(request, tmp_path_factory):
     """The results of each process."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(cases.run_rank, args=(request.param, folder), nprocs=request.param)
+    run_processes(cases.run_rank, request.param, request.param, folder)
     return [torch.load(folder / f"rank{rank}") for rank in range(request.param)]
 
 

@@ -6,6 +6,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 
 from pml_htl.losses import CrossBatchMemory
 
+from ..processes import run_processes
 from .distributed_cases import BATCH, CASES, DIMENSIONS, WORLD, join_group, run_rank, train
 from .shared import assert_close, each_dtype, each_power, each_tree, loss_with, miner_with, random_batch
 
@@ -14,7 +15,7 @@ from .shared import assert_close, each_dtype, each_power, each_tree, loss_with, 
 def ranks(tmp_path_factory):
     """The results of each of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, args=(folder,), nprocs=WORLD)
+    run_processes(run_rank, WORLD, folder)
     return [torch.load(folder / f"rank{rank}") for rank in range(WORLD)]
 
 
