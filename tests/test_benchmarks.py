@@ -150,6 +150,8 @@ def test_lists_on_the_command_line():
     assert spread == "compare --methods=htl --methods triplet --seeds --output x".split()  # --seeds without any: an error
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the tree stays as it is")
 def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
     assert run_cli("compare", *TINY, "--seeds", 0, 1, "--output", tmp_path) == 0
     document = results.load(tmp_path / "results.json")
@@ -173,6 +175,7 @@ def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
     assert order == sorted(order)  # the table on the screen is sorted by MAP@R
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on(tiny, tmp_path, monkeypatch, capsys):
     arguments = ["compare", *TINY, "--methods", "htl", "triplet", "--seeds", "0", "1"]
     run_cli(*arguments, "--output", tmp_path / "whole")
@@ -210,6 +213,7 @@ def test_the_same_seed_gives_the_same_numbers(tiny, tmp_path):
         assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_workers_train_too(tiny, tmp_path):
     plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16, workers=2)
     assert train(parse_contender("htl"), 0, plan, tiny, tmp_path).tree.is_fitted

@@ -314,6 +314,7 @@ EXPECTED = {}
 
 @settings(max_examples=5)
 @given(st.integers(1, 14), st.integers(1, 8), st.sampled_from(["full", "streaming"]))
+@pytest.mark.filterwarnings("ignore:the tree stays as it is")
 def test_a_plain_loop_stopped_anywhere(tmp_path_factory, stop, save_every, mode):
     folder = tmp_path_factory.mktemp("plain")
     if mode not in EXPECTED:
@@ -406,6 +407,7 @@ TRAINERS = [
 
 @pytest.mark.parametrize("options", TRAINERS, ids=str)
 @pytest.mark.filterwarnings("ignore:the tree stays as it is")
+@pytest.mark.filterwarnings("ignore:the tuple miner with type_of_triplets")
 def test_a_trainer_stopped_anywhere(tmp_path, options):
     expected = trained(tmp_path / "whole.pt", **options)
     path = tmp_path / "state.pt"
@@ -464,6 +466,7 @@ def test_files_of_a_run_become_what_they_were(tmp_path):
     assert found == {**kept, "tensorboard/events": b"events"}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_training_is_not_taken(tmp_path):
     plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16)
     contender = parse_contender("htl")
@@ -479,6 +482,7 @@ def test_a_checkpoint_of_another_training_is_not_taken(tmp_path):
 # Real kills
 
 
+@pytest.mark.slow
 def test_killed_processes_end_in_the_same_model(tmp_path):
     """The command behind the committed file, with two random kills and one in the middle of a write."""
     command = [sys.executable, "-m", "tests.kill_and_resume", "--trainings", "plain_loop", "--times", "2", "--places"]

@@ -36,7 +36,9 @@ def table():
     return dict(lines)
 
 
-@pytest.mark.parametrize("name", table())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "`torch.compile`" else name for name in table()]
+)
 def test_row(name, request):
     verdict, function = ROWS[name]
     assert verdict == table()[name]

@@ -12,6 +12,8 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.arithmetic import hinge
 
+pytestmark = pytest.mark.numerical
+
 NUM_CLASSES = 12
 LOW, HIGH = 0.137, 0.613
 CLASS_WEIGHTS = torch.linspace(0.1, 2, NUM_CLASSES, dtype=torch.float64)

@@ -19,6 +19,8 @@ from . import oracle
 from .examples import labelled_embeddings, make_embeddings
 from .training import NUM_CLASSES, make_dataset, make_htl, make_trainer
 
+pytestmark = pytest.mark.numerical
+
 SHAPE = ("labels", "merge_edges", "nearest_classes", "given_heights", "taxonomy_height")
 RENEWED = ("thresholds", "spreads", "average_spread", "merge_heights", "nodes")
 

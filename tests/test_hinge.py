@@ -14,6 +14,8 @@ from pml_htl.arithmetic import hinge
 from pml_htl.arithmetic.reductions import HingeLosses, can_reduce, fill_stats, reduce_losses
 from pml_htl.arithmetic.triplets import Pairs, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
 
+pytestmark = pytest.mark.numerical
+
 WAYS = {"comparing": 10**9, "sorting": -1}
 
 

@@ -394,6 +394,7 @@ def test_two_processes_need_a_trainer_that_leaves_samplers_alone():
 SCRIPT = Path(__file__).with_name("lightning_script.py")
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_tree_and_go_on_from_their_checkpoint(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     command = [sys.executable, str(SCRIPT), str(tmp_path)]
@@ -422,6 +423,7 @@ def test_an_epoch_that_is_broken_off_counts():
     assert module.rows[:2] == rows_of(htl.sampler)[:2] and len(module.rows) == 6
 
 
+@pytest.mark.slow
 def test_only_this_module_needs_lightning():
     code = """
 import sys

@@ -17,6 +17,8 @@ from pml_htl.losses import CrossBatchMemory
 from . import oracle
 from .examples import labelled_embeddings, make_embeddings
 
+pytestmark = pytest.mark.numerical
+
 MARGIN = 0.3
 
 
@@ -162,6 +164,7 @@ def constant_tree(embeddings, labels, constant):
 
 
 @given(labelled_embeddings(), st.sampled_from(["default", "mean", "sum"]))
+@pytest.mark.filterwarnings("ignore:the embeddings have collapsed")
 def test_with_a_constant_margin_it_is_pmls_triplet_loss(example, reducer):
     embeddings, labels = (torch.from_numpy(array) for array in example)
     tree = constant_tree(embeddings, labels, MARGIN)

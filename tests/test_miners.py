@@ -14,6 +14,8 @@ from . import oracle
 from .examples import labelled_embeddings, make_embeddings
 from .test_losses import margins_from_the_equations
 
+pytestmark = pytest.mark.numerical
+
 TYPES = ("all", "hard", "semihard", "easy")
 
 

@@ -10,6 +10,8 @@ from pytorch_metric_learning.distances import LpDistance
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory
 
+pytestmark = pytest.mark.numerical
+
 HALF = [torch.float16, torch.bfloat16]
 
 
@@ -137,6 +139,7 @@ def test_a_tree_on_another_device_is_copied_there_once_per_fit(fitted):
     assert tree._on(there.device, "nodes") is not copied
 
 
+@pytest.mark.slow
 def test_compiled_with_the_model(fitted, device):
     tree, inputs, labels = fitted
     torch.manual_seed(0)

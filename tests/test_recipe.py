@@ -88,6 +88,7 @@ def test_a_plain_loop_learns_and_refreshes():
     assert spread_to_distance[-1] < 0.7 * spread_to_distance[0]  # classes tighter than the gaps between them
 
 
+@pytest.mark.slow
 def test_it_works_without_the_extras():
     """`pip install .` alone: no faiss, record-keeper, tensorboard or matplotlib."""
     code = """

@@ -1,5 +1,6 @@
 """When a refresh comes, on how many samples, with which workers, and that it leaves no trace."""
 
+import os
 import pickle
 import random
 import subprocess
@@ -221,6 +222,7 @@ def test_persistent_workers_bring_no_batches_of_the_old_tree():
     trainer.dataloader._iterator._shutdown_workers()
 
 
+@pytest.mark.slow
 def test_the_spawn_start_method(tmp_path):
     """In a process of its own, as on macOS and Windows: data set and collate function are pickled for the workers.
 
@@ -240,7 +242,7 @@ def test_the_spawn_start_method(tmp_path):
     )
     root = str(Path(__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env={"PYTHONPATH": root}, timeout=120
+        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=300
     )
     assert "refreshes 1" in done.stdout, done.stderr
 

@@ -17,6 +17,8 @@ from benchmarks.report import explorer, page
 from pml_htl import ClassTree
 from tests.test_benchmarks import COMMITTED, RESULTS, run_cli
 
+pytestmark = pytest.mark.xdist_group("report")
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TITLES = ("triplet", "htl-sampling", "htl-constant", "htl-margin", "htl", "contrastive", "ntxent")
 MEANS = dict(zip(TITLES, (0.60, 0.66, 0.70, 0.67, 0.72, 0.72, 0.71), strict=True))
@@ -111,6 +113,7 @@ def test_two_by_two_and_times(document):
     assert dict((t, i) for t, i, _ in page.times_to_reach(slow))["ntxent"] == "not reached"
 
 
+@pytest.mark.slow
 def test_the_command(document, tree, tmp_path, capsys):
     for name, content in (("tuned.json", document), ("class_tree.json", tree), ("broken.json", {"merges": []})):
         (tmp_path / name).write_text(json.dumps(content))
@@ -175,6 +178,7 @@ def opened(browser, document, tree, tmp_path):
     shown.close()
 
 
+@pytest.mark.slow
 def test_ranking_and_charts_in_a_browser(opened, document):
     titles = opened.locator("#tuned table.sortable").first.locator("tbody tr td:first-child").all_text_contents()
     assert titles == list(results.summarize(document).title)
@@ -188,6 +192,7 @@ def test_ranking_and_charts_in_a_browser(opened, document):
     assert document["metadata"]["commit"] in opened.locator("#tuned dl").inner_text()
 
 
+@pytest.mark.slow
 def test_the_explorer_in_a_browser(opened, tree):
     card, canvas = opened.locator(".explorer .card"), opened.locator(".explorer canvas")
     name = tree["names"][40]
@@ -225,6 +230,7 @@ def test_the_explorer_in_a_browser(opened, tree):
     assert card.locator("h3").inner_text().strip() == "<script>alert(1)</script>"
 
 
+@pytest.mark.slow
 def test_on_a_narrow_screen(opened):
     opened.set_viewport_size({"width": 400, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth") == 400

@@ -23,6 +23,8 @@ from scipy.spatial.distance import squareform
 from pml_htl import AnchorNeighborSampler, ClassStatistics, ClassTree
 from pml_htl.tree import merging, nearest, spanning
 
+pytestmark = pytest.mark.numerical
+
 ROUNDING = 2e-6  # what products in float32 may do to a distance
 HAS_FAISS = importlib.util.find_spec("faiss") is not None
 needs_faiss = pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")
@@ -203,6 +205,7 @@ print((peak() - before) / 2**20)
 
 
 @searches
+@pytest.mark.slow
 def test_30000_classes_take_little_memory(search):
     without_faiss = "import sys; sys.modules['faiss'] = None\n" if search == "torch" else ""
     done = subprocess.run(
@@ -279,6 +282,7 @@ def test_a_precision_chosen_in_the_newer_way_is_kept(newer_setting):
     assert newer_setting.fp32_precision == "tf32"
 
 
+@pytest.mark.slow
 def test_precisions_go_on_to_follow_the_general_setting():
     """In a process of its own, since torch keeps what it has once been told."""
     script = """

@@ -16,6 +16,8 @@ from pml_htl.losses import CrossBatchMemory
 from . import oracle
 from .examples import labelled_embeddings, make_embeddings
 
+pytestmark = pytest.mark.numerical
+
 EXAMPLES = labelled_embeddings(kinds=["random", "clustered"])
 
 
@@ -28,15 +30,11 @@ def by_definition(loss, embeddings, labels, found, temperature, power, ref_emb=N
     """The mean over (anchor, positive) of the smooth maximum, from triplets (a, p, n) one by one."""
     others = labels if ref_labels is None else ref_labels
     violations = {}
-    margins = {(a, n): float(loss.miner.margins(int(labels[a]), int(others[n]))) for a, _, n in found}
-
-    def violation(triplet):  # the oracle's loss, with a margin so large that max(0, .) does nothing
-        a, _, n = triplet
-        far = oracle.losses(embeddings, [triplet], lambda *_: margins[a, n] + 10, power, swap=swap, ref_emb=ref_emb)
-        return far[0] - 10
-
-    for a, p, n in found:
-        violations.setdefault((a, p), []).append(violation((a, p, n)))
+    margins = {(a, n): float(loss.miner.margins(int(labels[a]), int(others[n]))) for a, n in {(a, n) for a, _, n in found}}
+    # The oracle's losses, with margins so large that max(0, .) does nothing.
+    far = oracle.losses(embeddings, found, lambda a, n: margins[a, n] + 10, power, swap=swap, ref_emb=ref_emb)
+    for (a, p, _), value in zip(found, far - 10, strict=True):
+        violations.setdefault((a, p), []).append(value)
     losses = [temperature * torch.log(1 + sum(torch.exp(v / temperature) for v in vs)) for vs in violations.values()]
     return torch.stack(losses)
 

@@ -17,6 +17,8 @@ from benchmarks.speed import cases, measure, scaling
 from benchmarks.speed.cases import Case, Contender
 from tests.test_benchmarks import run_cli
 
+pytestmark = [pytest.mark.xdist_group("speed"), pytest.mark.filterwarnings("ignore:the tree stays as it is")]
+
 SMALL = [
     Case("loss", {"B": 32, "t": 4, "D": 8}),
     Case("miner", {"B": 40, "t": 4, "D": 8}, "skewed"),
@@ -108,6 +110,7 @@ def test_contenders_take_turns_and_seconds_are_of_one_unit_of_work(monkeypatch):
     assert np.median(found["one"]) > 2 * np.median(found["four"])  # four units of work take as long as one
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_one_run():
     small, large = (
         measure.peak_memory(Case("loss", {"B": size, "t": 4, "D": 8}), "TripletMarginLoss", "cpu", 1) for size in (64, 256)

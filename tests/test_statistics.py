@@ -9,6 +9,8 @@ from pml_htl import ClassStatistics
 from . import oracle
 from .examples import labelled_embeddings
 
+pytestmark = pytest.mark.numerical
+
 
 @given(labelled_embeddings())
 def test_distances_and_spreads_are_the_mean_over_all_pairs(example):

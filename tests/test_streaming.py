@@ -409,6 +409,7 @@ def test_the_hook_container_records_and_saves_as_with_a_full_pass(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:the tree stays as it is")
 def test_after_a_refresh_the_next_batch_is_of_the_new_tree(workers):
     dataset = make_dataset()
     htl = make_htl(dataset.tensors[1])

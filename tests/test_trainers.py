@@ -67,6 +67,7 @@ def test_train_with_classifier():
 
 
 @pytest.mark.parametrize("with_miner", [False, True])
+@pytest.mark.filterwarnings("ignore:the tuple miner with type_of_triplets")
 def test_both_streams_of_two_stream_metric_loss_count(with_miner):
     other = INPUTS + 0.5 * torch.randn(INPUTS.shape, generator=torch.Generator().manual_seed(1))
     dataset, htl = TensorDataset(INPUTS, other, LABELS), make_htl(LABELS)

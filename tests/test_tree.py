@@ -14,6 +14,8 @@ from pml_htl.tree.linkage import cut_levels, restrict_linkage
 from . import oracle
 from .examples import KINDS, labelled_embeddings, make_embeddings
 
+pytestmark = pytest.mark.numerical
+
 
 def fit(embeddings, labels, **kwargs):
     return ClassTree(**kwargs).fit_embeddings(torch.from_numpy(embeddings), labels)
@@ -26,6 +28,7 @@ def clear_levels(distances, levels):
 
 
 @given(labelled_embeddings(), st.integers(1, 20), st.sampled_from([1, 2]))
+@pytest.mark.filterwarnings("ignore:the embeddings have collapsed")
 def test_the_tree_is_that_of_the_equations(example, num_levels, power):
     embeddings, labels = example
     tree = fit(embeddings, labels, num_levels=num_levels)
@@ -75,6 +78,7 @@ def test_neighbors_are_the_nearest_classes_nearest_first(example, k):
 
 
 @given(labelled_embeddings(max_classes=12))
+@pytest.mark.filterwarnings("ignore:the embeddings have collapsed")
 def test_tied_neighbors_are_at_the_nearest_distances(example):
     embeddings, labels = example
     tree = fit(embeddings, labels)
@@ -85,6 +89,7 @@ def test_tied_neighbors_are_at_the_nearest_distances(example):
 
 
 @given(st.data(), st.sampled_from(["single", "average", "complete"]))
+@pytest.mark.filterwarnings("ignore:the embeddings have collapsed")
 def test_scipy_linkage_is_scipys(data, linkage):
     # Ties can be broken in any order; with single linkage that changes no height.
     kinds = KINDS if linkage == "single" else ["random", "clustered"]
@@ -211,6 +216,7 @@ def test_a_failed_fit_leaves_the_tree_as_it_was(message):
     assert not unfitted.is_fitted
 
 
+@pytest.mark.filterwarnings("ignore:the embeddings have collapsed")
 def test_classes_as_far_apart_as_can_be():
     points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     tree = ClassTree(4).fit_embeddings(points[[0, 1, 0, 1]], [1, 1, 2, 2])  # spread 4, distance 2

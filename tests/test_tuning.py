@@ -79,6 +79,7 @@ def test_every_method_has_a_space_around_its_defaults(name):
     optuna.create_study().optimize(lambda trial: suggest(optuna.trial.FixedTrial(defaults), name) and 0.0, n_trials=1)
 
 
+@pytest.mark.slow
 def test_every_method_gets_its_defaults_and_as_many_trials(tiny, small_batches, tmp_path, capsys):
     assert run_cli("tune", *SHORT, "--trials", 3, "--output", tmp_path) == 0
     found = trials_of(tmp_path)
@@ -126,6 +127,7 @@ def test_a_training_that_fails_is_named(tiny, tmp_path, capsys):
     assert "triplet:learning_rate=1e+30, seed 3: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_batches, tmp_path, monkeypatch):
     run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "whole")
     count = []
@@ -223,6 +225,7 @@ def test_ablations_are_of_contenders_that_there_are():
             contender.build(task)
 
 
+@pytest.mark.slow
 def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(tiny, tmp_path, monkeypatch, capsys):
     first, second, third = (f"htl-margin:beta={beta},samples_per_class=8" for beta in (0.2, 0.3, 0.4))
     # Settings are named in the order in which a method has them.
@@ -255,6 +258,7 @@ def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(
     assert run_cli("ablate", "nonsense", *arguments, "--output", tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_side_by_side_is_one_after_another(tiny):
     with workers(tiny, 1) as one, workers(tiny, 2) as two:
         assert one(class_names_between, 3, 7).result() == two(class_names_between, 3, 7).result() == tiny.class_names[3:7]
@@ -262,6 +266,7 @@ def test_side_by_side_is_one_after_another(tiny):
             two(failing).result()
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(

@@ -8,6 +8,8 @@ import torch
 from ..processes import run_processes
 from . import cases
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
 TREE = ("labels", "nodes", "nearest_classes", "merge_edges")
 
 
@@ -142,6 +144,7 @@ def test_they_train_as_one(ranks):
         assert torch.equal(rank["train"]["nodes"], alone["nodes"])
 
 
+@pytest.mark.filterwarnings("ignore:the tree stays as it is")
 def test_a_streaming_tree(ranks):
     alone = cases.streaming(0, 1)
     found = [rank["streaming"] for rank in ranks]

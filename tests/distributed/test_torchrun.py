@@ -12,6 +12,8 @@ from benchmarks.outcomes import results
 
 from ..miniature import folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

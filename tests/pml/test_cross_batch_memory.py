@@ -22,6 +22,8 @@ from .shared import (
     random_batch,
 )
 
+pytestmark = pytest.mark.numerical
+
 BATCH, DIMENSIONS, MEMORY = 8, 6, 20  # the memory wraps inside a batch
 MASK = torch.tensor([True, False, True, True, False, True, False, True])
 STEPS = 8

@@ -10,6 +10,8 @@ from ..processes import run_processes
 from .distributed_cases import BATCH, CASES, DIMENSIONS, WORLD, join_group, run_rank, train
 from .shared import assert_close, each_dtype, each_power, each_tree, loss_with, miner_with, random_batch
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
@@ -20,6 +22,8 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_two_processes_do_what_one_does(case, ranks):
     whole = train(case)
     assert (whole["values"] > 0).all() and (whole["gradients"].abs().amax(dim=1) > 1e-3).all()
@@ -38,6 +42,8 @@ def test_two_processes_do_what_one_does(case, ranks):
             assert (whole["embeddings"] != 0).all()  # it was filled
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_two_processes_need_labels(ranks):
     for rank in ranks:
         assert all("labels are required" in rank[f"without labels {efficient}"] for efficient in (False, True))

@@ -10,6 +10,8 @@ from pml_htl.losses import CrossBatchMemory
 
 from .shared import MARGIN, each_dtype, each_power, each_tree, loss_with, miner_with, random_batch
 
+pytestmark = pytest.mark.numerical
+
 BATCH, INPUTS, DIMENSIONS, MEMORY = 12, 6, 4, 40
 STEPS = 50
 

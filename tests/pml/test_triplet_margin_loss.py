@@ -20,6 +20,8 @@ from .shared import (
     random_batch,
 )
 
+pytestmark = pytest.mark.numerical
+
 ANGLES = [0, 20, 40, 60, 80]
 LABELS = [0, 0, 1, 1, 2]
 REDUCERS = {"default": (lambda: None, mean_of_positive), "mean": (MeanReducer, torch.mean)}

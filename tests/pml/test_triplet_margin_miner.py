@@ -8,6 +8,8 @@ from pytorch_metric_learning.miners import TripletMarginMiner
 from .. import oracle
 from .shared import each_dtype, each_power, each_tree, miner_with, on_a_circle, random_batch
 
+pytestmark = pytest.mark.numerical
+
 WANTED = {
     "all": lambda gap, margin: gap <= margin,
     "hard": lambda gap, margin: gap <= margin and gap <= 0,
