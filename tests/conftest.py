@@ -1,3 +1,4 @@
+import gc
 import os
 import random
 
@@ -23,6 +24,11 @@ def pytest_collection_modifyitems(config, items):
     """What takes long first, so that no worker is left with it when the others have nothing to do."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish():
+    """What was imported stays, and need not be looked through whenever garbage is collected."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """The method, straight from its equations: slow loops in float64, sharing no code with the package."""
 
+import functools
 import itertools
 import math
 
@@ -120,11 +121,14 @@ def losses(embeddings, found, margin_of, power=2, smooth=False, swap=False, ref_
         squared = ((x - y) ** 2).sum()
         return squared if power == 2 else squared.sqrt()
 
+    # Each pair is in many triplets.
+    from_anchor = functools.cache(lambda a, other: distance(query[a], ref[other]))
+    from_positive = functools.cache(lambda p, n: distance(ref[p], ref[n]))
     result = []
     for a, p, n in found:
-        to_negative = distance(query[a], ref[n])
+        to_negative = from_anchor(a, n)
         if swap:
-            to_negative = torch.minimum(to_negative, distance(ref[p], ref[n]))
-        violation = distance(query[a], ref[p]) - to_negative + margin_of(a, n)
+            to_negative = torch.minimum(to_negative, from_positive(p, n))
+        violation = from_anchor(a, p) - to_negative + margin_of(a, n)
         result.append(torch.nn.functional.softplus(violation) if smooth else violation.clamp(min=0))
     return torch.stack(result)

@@ -204,6 +204,7 @@ def test_an_interrupted_comparison_goes_on(tiny, tmp_path, monkeypatch, capsys):
     assert "choose another --output" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(tiny, tmp_path):
     plan = Plan(iterations=4, epoch_iterations=2, batch_size=32, embedding_size=16)
     for name in ("htl", "proxy-anchor"):
@@ -259,6 +260,7 @@ def test_mistakes_on_the_command_line_end_in_one_line(tiny, capsys, tmp_path):
     assert run_cli("table", tmp_path) == 2
 
 
+@pytest.mark.slow
 def test_what_is_named_twice_is_trained_once(tiny, tmp_path):
     assert run_cli("compare", *TINY, "--methods", "triplet", "ntxent", "triplet", "--seeds", 0, 0, "--output", tmp_path) == 0
     assert len(results.load(tmp_path / "results.json")["runs"]) == 2 * 2

@@ -396,9 +396,9 @@ class Noisy(TensorDataset):
 
 TRAINERS = [
     {"noise": 0.1},
-    {"noise": 0.1, "workers": 1},
+    pytest.param({"noise": 0.1, "workers": 1}, marks=pytest.mark.slow),
     {"noise": 0.1, "sampler": "per-class"},
-    {"noise": 0.1, "sampler": "per-class", "workers": 1},
+    pytest.param({"noise": 0.1, "sampler": "per-class", "workers": 1}, marks=pytest.mark.slow),
     {"noise": 0.1, "mode": "streaming"},
     {"noise": 0.1, "memory": True},
     {},  # ends after three epochs by the verdict of a hook

@@ -57,6 +57,7 @@ def test_splits_and_labels(copy):
     assert data.load(f"{name}:{root}", size=16).train.paths == splits.train.paths  # the split never changes
 
 
+@pytest.mark.slow
 def test_it_trains_through_the_command_line(copy, tmp_path, capsys):
     name, root = copy
     batch = ["--batch-size", "16", "--methods", "htl:neighborhood_size=2,samples_per_class=2", "triplet:samples_per_class=2"]

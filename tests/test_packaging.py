@@ -22,7 +22,6 @@ def wheel(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("wheel")
 def test_the_wheel_holds_the_package_only(wheel):
     files = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in files}
@@ -32,7 +31,6 @@ def test_the_wheel_holds_the_package_only(wheel):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("wheel")
 def test_the_page_of_a_package_index_links_to_nothing_that_is_not_there(wheel):
     name = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("METADATA"))
     page = email.message_from_bytes(zipfile.ZipFile(wheel).read(name)).get_payload(decode=True).decode()
@@ -43,7 +41,6 @@ def test_the_page_of_a_package_index_links_to_nothing_that_is_not_there(wheel):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("wheel")
 def test_the_wheel_works_outside_the_repository(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = """
@@ -61,7 +58,6 @@ print(pml_htl.__version__)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("wheel")
 def test_the_extras_are_pmls(wheel):
     name = next(name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("METADATA"))
     metadata = email.message_from_string(zipfile.ZipFile(wheel).read(name).decode())

@@ -17,8 +17,6 @@ from benchmarks.report import explorer, page
 from pml_htl import ClassTree
 from tests.test_benchmarks import COMMITTED, RESULTS, run_cli
 
-pytestmark = pytest.mark.xdist_group("report")
-
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TITLES = ("triplet", "htl-sampling", "htl-constant", "htl-margin", "htl", "contrastive", "ntxent")
 MEANS = dict(zip(TITLES, (0.60, 0.66, 0.70, 0.67, 0.72, 0.72, 0.71), strict=True))

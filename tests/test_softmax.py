@@ -35,7 +35,7 @@ def by_definition(loss, embeddings, labels, found, temperature, power, ref_emb=N
     far = oracle.losses(embeddings, found, lambda a, n: margins[a, n] + 10, power, swap=swap, ref_emb=ref_emb)
     for (a, p, _), value in zip(found, far - 10, strict=True):
         violations.setdefault((a, p), []).append(value)
-    losses = [temperature * torch.log(1 + sum(torch.exp(v / temperature) for v in vs)) for vs in violations.values()]
+    losses = [temperature * torch.log(1 + torch.exp(torch.stack(vs) / temperature).sum()) for vs in violations.values()]
     return torch.stack(losses)
 
 

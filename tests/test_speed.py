@@ -17,7 +17,7 @@ from benchmarks.speed import cases, measure, scaling
 from benchmarks.speed.cases import Case, Contender
 from tests.test_benchmarks import run_cli
 
-pytestmark = [pytest.mark.xdist_group("speed"), pytest.mark.filterwarnings("ignore:the tree stays as it is")]
+pytestmark = pytest.mark.filterwarnings("ignore:the tree stays as it is")
 
 SMALL = [
     Case("loss", {"B": 32, "t": 4, "D": 8}),

@@ -149,6 +149,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_ba
     assert run_cli("tune", *SHORT, "--trials", 6, "--output", tmp_path / "parts", "--iterations", 2) == 2
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_is_worth_nothing(tiny, small_batches, tmp_path, monkeypatch):
     def diverging(contender, *rest, **options):
         if contender.settings["learning_rate"] != 1e-3:
@@ -163,6 +164,7 @@ def test_a_training_that_diverges_is_worth_nothing(tiny, small_batches, tmp_path
         assert trials[0]["error"] is None and trials[0]["mean"] > 0
 
 
+@pytest.mark.slow
 def test_broken_studies_are_named(tiny, small_batches, tmp_path):
     run_cli("tune", *SHORT, "--trials", 1, "--output", tmp_path)
     document = results.load(tmp_path / "study.json")
@@ -180,6 +182,7 @@ def test_broken_studies_are_named(tiny, small_batches, tmp_path):
             results.validate(broken)
 
 
+@pytest.mark.slow
 def test_the_outcome_has_all_studies_and_winners_are_of_as_many_trials(tiny, small_batches, tmp_path, capsys):
     arguments = [*ANY, "--output", tmp_path, "--methods"]
     assert run_cli("tune", *arguments, "triplet", "--trials", 2) == 0

@@ -8,7 +8,7 @@ import torch
 from ..processes import run_processes
 from . import cases
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = pytest.mark.slow
 
 TREE = ("labels", "nodes", "nearest_classes", "merge_edges")
 

@@ -23,7 +23,6 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_two_processes_do_what_one_does(case, ranks):
     whole = train(case)
     assert (whole["values"] > 0).all() and (whole["gradients"].abs().amax(dim=1) > 1e-3).all()
@@ -43,7 +42,6 @@ def test_two_processes_do_what_one_does(case, ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_two_processes_need_labels(ranks):
     for rank in ranks:
         assert all("labels are required" in rank[f"without labels {efficient}"] for efficient in (False, True))
