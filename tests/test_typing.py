@@ -13,7 +13,7 @@ pytest.importorskip("mypy")
 
 ROOT = Path(__file__).parents[1]
 # A line that should be an error has `type: ignore` with its code; mypy's strict mode tells if there is none to ignore.
-USE = '''
+USE = """
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ assert_type(Ranks().rank, int)
 
 assert_type(plot_tree(tree, [1, 2], name=str), Axes)
 add_to_tensorboard(tree, object(), step=0)
-'''
+"""
 
 
 def test_public_names_have_types(tmp_path):
