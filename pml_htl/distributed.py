@@ -89,9 +89,11 @@ class Ranks:
     def broadcast(self, tensors: dict[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
         """Named tensors of rank `source` for all, on the CPU; the others give None."""
         if self.size == 1:
+            if tensors is None:
+                raise ValueError("one process alone is the source of what it broadcasts, but it gave None")
             return tensors
         kinds = None if tensors is None else {name: (value.shape, value.dtype) for name, value in tensors.items()}
-        sent = [kinds]
+        sent: list[Any] = [kinds]
         distributed.broadcast_object_list(sent, src=self._global(source), group=self.group)
         found = {}
         for name, (shape, dtype) in sent[0].items():

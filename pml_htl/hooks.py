@@ -219,7 +219,7 @@ class TreeRefresh:
         """
         ranks, start = Ranks(self.group), time.perf_counter()
         if self.watch is not None:
-            statistics = self._watched(ranks)
+            statistics = self._watched(self.watch, ranks)
             if statistics is None:
                 return
             device = "cpu" if device is None else device
@@ -290,7 +290,7 @@ class TreeRefresh:
                 check_watched(trainer, self.watch.loss)
             samples = labels_of_samples(trainer) if is_first else None
         step = trainer.get_global_iteration() + 1 if hasattr(trainer, "iteration") else 0
-        statistics = self._embedded(trainer, ranks) if self.watch is None else self._watched(ranks)
+        statistics = self._embedded(trainer, ranks) if self.watch is None else self._watched(self.watch, ranks)
         if statistics is None:
             return
         with ranks.together(REFRESH):
@@ -311,17 +311,17 @@ class TreeRefresh:
             statistics = collect_statistics(list(trainer.models.values()), batches)
         return statistics.all_reduce(self.group)
 
-    def _watched(self, ranks: Ranks) -> ClassStatistics | None:
+    def _watched(self, watch: LossWatch, ranks: Ranks) -> ClassStatistics | None:
         """The statistics of the batches watched; None, and the refresh is overdue, if they have not had every class."""
         with ranks.together(REFRESH):
-            self.watch.up_to_date()
-        statistics = self.watch.of_all(ranks)
-        missing = self.watch.labels if statistics is None else statistics.labels[statistics.counts == 0]
+            watch.up_to_date()
+        statistics = watch.of_all(ranks)
+        missing = watch.labels if statistics is None else statistics.labels[statistics.counts == 0]
         self._is_overdue = len(missing) > 0
         if self._is_overdue and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"the tree stays as it is: {len(missing)} of {len(self.watch.labels)} classes have not been in a batch yet, "
+                f"the tree stays as it is: {len(missing)} of {len(watch.labels)} classes have not been in a batch yet, "
                 f"{name_some(missing)}; more warmup_epochs, or longer epochs, give each its turn",
                 stacklevel=3,
             )
@@ -371,7 +371,9 @@ class TreeRefresh:
         self, num_workers: int, collate_fn: Callable[..., Any] | None, ranks: Ranks, known_labels: np.ndarray | None
     ) -> DataLoader[Any]:
         dataset = self.dataset
+        assert dataset is not None  # only a streaming refresh goes without
         if self.samples_per_class is not None:
+            assert hasattr(dataset, "__len__")  # `_watch` has refused others
             labels = known_labels if self.labels is None else self.labels
             if labels is None or len(labels) != len(dataset):
                 given = "none were given" if labels is None else f"there are {len(labels)}"

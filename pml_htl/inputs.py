@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from .arithmetic.triplets import Mined
 from .common.batches import check_embeddings, check_lengths
 from .common.labels import Labels, label_tensor
 from .tree import ClassTree
@@ -45,7 +46,7 @@ def prepare_inputs(
     return ready_embeddings, ready_labels, ready_ref, _ready_labels(tree, ref_labels, ref_emb, ("ref_labels", "ref_emb"))
 
 
-def prepare_indices(indices_tuple: Any, num_anchors: int, num_refs: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+def prepare_indices(indices_tuple: Any, num_anchors: int, num_refs: int, device: torch.device) -> Mined:
     """A tuple of mined indices as int64 on `device`: (anchors, positives, negatives) or (anchors, positives, anchors,
     negatives), anchors in a batch of `num_anchors`, others in `num_refs`.
 
@@ -64,8 +65,8 @@ def prepare_indices(indices_tuple: Any, num_anchors: int, num_refs: int, device:
     ready = []
     for name, index in zip(names, indices_tuple, strict=True):
         if not isinstance(index, torch.Tensor) or (index.numel() and not _is_of_integers(index)):
-            given = index.dtype if isinstance(index, torch.Tensor) else type(index).__name__
-            raise TypeError(f"the {name} of indices_tuple must be a tensor of integers, but got {given}")
+            kind = index.dtype if isinstance(index, torch.Tensor) else type(index).__name__
+            raise TypeError(f"the {name} of indices_tuple must be a tensor of integers, but got {kind}")
         if index.ndim != 1:
             raise ValueError(f"the {name} of indices_tuple must be of shape (T,), but are {tuple(index.shape)}")
         size = num_anchors if name == "anchors" else num_refs
@@ -79,7 +80,9 @@ def prepare_indices(indices_tuple: Any, num_anchors: int, num_refs: int, device:
     if any(len({len(index) for index in group}) > 1 for group in groups):
         lengths = ", ".join(str(len(index)) for index in ready)
         raise ValueError(f"the parts of indices_tuple that belong together must be equally long, but they are {lengths}")
-    return tuple(ready)
+    if len(ready) == 3:
+        return ready[0], ready[1], ready[2]
+    return ready[0], ready[1], ready[2], ready[3]
 
 
 def _is_of_integers(values: torch.Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
@@ -11,13 +11,16 @@ from .common.labels import Labels
 from .hooks import TreeRefresh
 from .samplers import AnchorNeighborSampler
 
-try:
+if TYPE_CHECKING:  # the two names are of two packages with the same classes; a type checker needs one of them
     from lightning.pytorch import Callback, LightningModule, Trainer
-except ImportError:
+else:
     try:
-        from pytorch_lightning import Callback, LightningModule, Trainer
-    except ImportError as error:
-        raise ImportError('pml_htl.lightning needs Lightning: pip install "pml-htl[lightning]"') from error
+        from lightning.pytorch import Callback, LightningModule, Trainer
+    except ImportError:
+        try:
+            from pytorch_lightning import Callback, LightningModule, Trainer
+        except ImportError as error:
+            raise ImportError('pml_htl.lightning needs Lightning: pip install "pml-htl[lightning]"') from error
 
 
 class TreeRefreshCallback(Callback):
@@ -96,7 +99,7 @@ class TreeRefreshCallback(Callback):
         self._module_has_tree = any(module is self.refresh.tree for module in pl_module.modules())
         self._begin_epoch(trainer, pl_module)
         if self.sampler is not None and self._num_batches > 0:
-            self._skip_batches()
+            self._skip_batches(self.sampler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Checks that the batches are those of the sampler."""
@@ -132,7 +135,7 @@ class TreeRefreshCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of this: numbers, and the tree unless the module has it."""
-        state = {
+        state: dict[str, Any] = {
             "num_epochs": self._num_epochs,
             "num_batches": self._num_batches,
             "asked_after": self._asked_after,
@@ -163,13 +166,13 @@ class TreeRefreshCallback(Callback):
         if self.sampler is not None:
             self.sampler.set_epoch(self._num_epochs)
 
-    def _skip_batches(self) -> None:
+    def _skip_batches(self, sampler: AnchorNeighborSampler) -> None:
         """Draws the batches of the epoch that were trained with, and has the next iteration go on after them."""
         # The sampler's own state in the file would be that of batches drawn ahead; its tree is the same throughout an epoch.
-        batches = iter(self.sampler)
+        batches = iter(sampler)
         for _ in range(self._num_batches):
             next(batches)
-        self.sampler.load_state_dict(self.sampler.state_dict())
+        sampler.load_state_dict(sampler.state_dict())
 
     def _end_epoch(self) -> None:
         self._num_epochs += 1

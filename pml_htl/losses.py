@@ -6,7 +6,7 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,8 +15,8 @@ from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, SumReducer, get_ran
 from .arithmetic.distances import distance_matrix
 from .arithmetic.reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
 from .arithmetic.softmax import soft_losses_of_pairs, soft_losses_of_triplets
-from .arithmetic.triplets import Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
-from .common.labels import integer_at_least
+from .arithmetic.triplets import Mined, Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
+from .common.labels import Labels, integer_at_least
 from .common.precision import full_precision
 from .common.warn import IdleWatch
 from .inputs import prepare_indices, prepare_inputs
@@ -24,11 +24,11 @@ from .miners import MINED_BY, DynamicMarginMiner, check_distance
 
 
 class _Batch(NamedTuple):
-    """What PML hands to a loss, once it is checked: (B, D), (B,), index tensors or None, (R, D), (R,)."""
+    """What PML hands to a loss, once it is checked: (B, D), (B,), the indices of mined tuples or None, (R, D), (R,)."""
 
     embeddings: torch.Tensor
     labels: torch.Tensor
-    indices_tuple: tuple[torch.Tensor, ...] | None
+    mined: Mined | None
     ref_emb: torch.Tensor
     ref_labels: torch.Tensor
 
@@ -137,10 +137,10 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     def forward(
         self,
         embeddings: torch.Tensor,
-        labels: torch.Tensor | None = None,
+        labels: Labels | None = None,
         indices_tuple: tuple[torch.Tensor, ...] | None = None,
         ref_emb: torch.Tensor | None = None,
-        ref_labels: torch.Tensor | None = None,
+        ref_labels: Labels | None = None,
     ) -> torch.Tensor:
         """The reduced loss; arguments as in PML: (B, D), (B,), a tuple of 3 or 4 index tensors, (R, D), (R,)."""
         inputs = prepare_inputs(self.miner.tree, embeddings, labels, ref_emb, ref_labels)
@@ -153,6 +153,9 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         finally:
             self._reduced = None
         return loss
+
+    if TYPE_CHECKING:
+        __call__ = forward  # torch's own gives Any
 
     def compute_loss(
         self,
@@ -168,26 +171,26 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
                 "swap=True does not work with ref_emb: it compares positives with negatives, and both are in ref_emb; "
                 "use swap=False"
             )
+        mined = None
         if indices_tuple is not None:
-            mined = indices_tuple
-            indices_tuple = prepare_indices(indices_tuple, len(labels), len(ref_labels), embeddings.device)
-            self._warn_of_redundant_miner(mined)
-        batch = _Batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        if self.temperature is not None and self._has_all_negatives(indices_tuple) and not self.swap:
-            return self._softened(batch)
-        return self._listed(batch) if self._needs_list(indices_tuple) else self._summed(batch)
+            mined = prepare_indices(indices_tuple, len(labels), len(ref_labels), embeddings.device)
+            self._warn_of_redundant_miner(indices_tuple)
+        batch = _Batch(embeddings, labels, mined, ref_emb, ref_labels)
+        if self.temperature is not None and self._has_all_negatives(mined) and not self.swap:
+            return self._softened(self.temperature, batch)
+        return self._listed(batch) if self._needs_list(mined) else self._summed(batch)
 
     def get_default_reducer(self) -> AvgNonZeroReducer:
         """That of PML's `TripletMarginLoss`."""
         return AvgNonZeroReducer()
 
-    def _has_all_negatives(self, indices_tuple: tuple[torch.Tensor, ...] | None) -> bool:
+    def _has_all_negatives(self, mined: Mined | None) -> bool:
         """Whether every positive of an anchor stands with every negative of it."""
-        return self.triplets_per_anchor == "all" if indices_tuple is None else len(indices_tuple) == 4
+        return self.triplets_per_anchor == "all" if mined is None else len(mined) == 4
 
-    def _needs_list(self, indices_tuple: tuple[torch.Tensor, ...] | None) -> bool:
+    def _needs_list(self, mined: Mined | None) -> bool:
         by_sums = can_reduce(reducer_of_triplets(self.reducer)) and self.temperature is None
-        return self.swap or self.smooth_loss or not (by_sums and self._has_all_negatives(indices_tuple))
+        return self.swap or self.smooth_loss or not (by_sums and self._has_all_negatives(mined))
 
     def _summed(self, batch: _Batch) -> dict[str, dict[str, Any]]:
         losses = self._hinge_losses(batch)
@@ -196,9 +199,9 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         self._record(losses.mean_margin(), losses.margin_range, losses.active_share, reduction.num_active)
         return {"loss": {"losses": reduction.value, "indices": None, "reduction_type": "already_reduced"}}
 
-    def _softened(self, batch: _Batch) -> dict[str, dict[str, Any]]:
+    def _softened(self, temperature: float, batch: _Batch) -> dict[str, dict[str, Any]]:
         hinge = self._hinge_losses(batch)
-        losses, pairs = soft_losses_of_pairs(hinge.distances, hinge.margins, hinge.pairs, self.temperature)
+        losses, pairs = soft_losses_of_pairs(hinge.distances, hinge.margins, hinge.pairs, temperature)
         num_losses = torch.tensor(len(losses), device=batch.embeddings.device)  # none of them is zero
         self._record(hinge.mean_margin(), hinge.margin_range, hinge.active_share, num_losses)
         if len(losses) == 0:
@@ -206,18 +209,19 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         return {"loss": {"losses": losses, "indices": pairs, "reduction_type": "pos_pair"}}
 
     def _hinge_losses(self, batch: _Batch) -> HingeLosses:
-        embeddings, labels, indices_tuple, ref_emb, ref_labels = batch
-        if indices_tuple is None:
+        embeddings, labels, mined, ref_emb, ref_labels = batch
+        if mined is None:
             pairs = pairs_of_labels(labels, ref_labels)
         else:
-            pairs = pairs_of_tuple(indices_tuple, len(labels), len(ref_labels))
+            assert len(mined) == 4  # triplets are listed
+            pairs = pairs_of_tuple(mined, len(labels), len(ref_labels))
         distances = distance_matrix(self.distance, embeddings, ref_emb)
         margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)
         return HingeLosses(distances, margins, pairs, labels)
 
     def _listed(self, batch: _Batch) -> dict[str, dict[str, Any]]:
-        embeddings, labels, indices_tuple, ref_emb, ref_labels = batch
-        anchors, positives, negatives = self._triplets(labels, indices_tuple, ref_labels)
+        embeddings, labels, mined, ref_emb, ref_labels = batch
+        anchors, positives, negatives = self._triplets(labels, mined, ref_labels)
         if len(anchors) == 0:
             for known in (labels, ref_labels):  # labels of another data set have no triplets either
                 self.miner.tree.check_labels(known)
@@ -240,14 +244,12 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             "loss": {"losses": losses, "indices": (anchors, positives, negatives), "reduction_type": "triplet"},
         }
 
-    def _triplets(
-        self, labels: torch.Tensor, indices_tuple: tuple[torch.Tensor, ...] | None, ref_labels: torch.Tensor
-    ) -> Triplets:
-        if indices_tuple is None and self.triplets_per_anchor == "all":
+    def _triplets(self, labels: torch.Tensor, mined: Mined | None, ref_labels: torch.Tensor) -> Triplets:
+        if mined is None and self.triplets_per_anchor == "all":
             return all_triplets(labels, ref_labels)
-        if indices_tuple is None:
+        if mined is None:
             return get_random_triplet_indices(labels, ref_labels, t_per_anchor=self.triplets_per_anchor)
-        return triplets_of_tuple(indices_tuple) if len(indices_tuple) == 4 else indices_tuple
+        return triplets_of_tuple(mined) if len(mined) == 4 else mined
 
     def _record(
         self,

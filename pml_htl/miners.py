@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -122,9 +122,9 @@ class DynamicMarginMiner(BaseMiner):
     def forward(
         self,
         embeddings: torch.Tensor,
-        labels: torch.Tensor,
+        labels: Labels,
         ref_emb: torch.Tensor | None = None,
-        ref_labels: torch.Tensor | None = None,
+        ref_labels: Labels | None = None,
     ) -> Triplets:
         """The mined triplets; arguments as in PML: (B, D), (B,), (R, D), (R,)."""
         inputs = prepare_inputs(self.tree, embeddings, labels, ref_emb, ref_labels)
@@ -132,6 +132,9 @@ class DynamicMarginMiner(BaseMiner):
             found = super().forward(*inputs)
         setattr(found[0], MINED_BY, self)
         return found
+
+    if TYPE_CHECKING:
+        __call__ = forward  # torch's own gives Any
 
     def mine(
         self, embeddings: torch.Tensor, labels: torch.Tensor, ref_emb: torch.Tensor, ref_labels: torch.Tensor

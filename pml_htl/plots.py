@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def plot_tree(
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     merges = tree.to_scipy_linkage()
-    known = tree.labels.cpu()
+    known = tree.part("labels").cpu()
     leaves = positions(known if labels is None else label_tensor(labels, "cpu").unique(), known, "the class tree").numpy()
     if not 2 <= len(leaves) <= MAX_LEGIBLE:
         raise ValueError(f"a legible tree has 2 to {MAX_LEGIBLE} classes, not {len(leaves)}; choose some by labels=")
@@ -58,11 +58,11 @@ def plot_tree(
         ax = plt.subplots(figsize=(max(6.0, 0.28 * len(leaves)), 4.5), layout="constrained")[1]
 
     merges = restrict_linkage(merges, leaves)
-    drawn = hierarchy.dendrogram(merges, no_labels=True, ax=ax, link_color_func=lambda _: "#33516e")
+    drawn: Mapping[str, Any] = hierarchy.dendrogram(merges, no_labels=True, ax=ax, link_color_func=lambda _: "#33516e")
     low, high = merges[0, 2], merges[-1, 2]
     padding = 0.08 * max(high - low, 1e-6)
     ax.set_ylim(max(0.0, low - 4 * padding), high + padding)
-    _draw_thresholds(ax, tree.thresholds.cpu().numpy())
+    _draw_thresholds(ax, tree.part("thresholds").cpu().numpy())
     for place, leaf in enumerate(drawn["leaves"]):
         label = int(known[leaves[leaf]])
         x = 10 * place + 5  # where scipy puts the leaves
@@ -88,7 +88,8 @@ def add_to_tensorboard(tree: ClassTree, writer: Any, step: int) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    labels, num_drawn = tree.labels.cpu(), min(len(tree.labels), NUM_IN_TENSORBOARD)
+    labels = tree.part("labels").cpu()
+    num_drawn = min(len(labels), NUM_IN_TENSORBOARD)
     figure = Figure(figsize=(max(6.0, 0.28 * num_drawn), 4.5), layout="constrained")
     drawn = labels[torch.linspace(0, len(labels) - 1, num_drawn).round().long()]
     ax = plot_tree(tree, drawn, ax=figure.subplots())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
     epoch: int  # of the batches that come next
     batches: int  # drawn in this epoch
-    generator: dict[str, Any] | None  # state of the epoch's random generator; None before its first batch
+    generator: Mapping[str, Any] | None  # state of the epoch's random generator; None before its first batch
     skipped: list[int]  # classes whose turn as anchor has been put off, first in the next batch
     walk: np.ndarray  # (W,) the classes that are still to be anchors, after these
 
@@ -124,7 +124,7 @@ class AnchorNeighborSampler(BatchSampler):
         self._known_neighbors: tuple[torch.Tensor, np.ndarray] | None = None
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> int:  # type: ignore[override]  # torch has it as an attribute; here it follows the processes
         """Samples in a batch of this process."""
         return self.num_anchors * self.neighborhood_size * self.samples_per_class // self._ranks()[0]
 
@@ -335,7 +335,7 @@ class AnchorNeighborSampler(BatchSampler):
         return self._known_neighbors[1]
 
     def _check_tree(self) -> None:
-        tree_classes = self.tree.labels.cpu().numpy()
+        tree_classes = self.tree.part("labels").cpu().numpy()
         if not np.array_equal(tree_classes, self.classes):
             difference = torch.from_numpy(np.setxor1d(tree_classes, self.classes))
             raise ValueError(

@@ -15,7 +15,7 @@ PACKAGE = {
     "arithmetic": {"common", "_pml"},  # of the loss; it knows no tree
     "tree": {"common", "distributed"},  # it knows nothing of PML or of the loss
     "samplers": {"common", "distributed", "tree"},
-    "inputs": {"common", "tree"},
+    "inputs": {"common", "arithmetic", "tree"},
     "plots": {"common", "tree"},
     "miners": {"common", "_pml", "arithmetic", "tree", "inputs"},
     "refreshing": {"common", "_pml", "distributed", "tree", "samplers"},
@@ -33,7 +33,7 @@ BENCHMARKS = {
     "training": {"common", "data", "methods"},
     "outcomes": {"common", "data", "methods", "training"},
     "speed": {"common", "training", "outcomes"},
-    "report": {"data", "outcomes"},
+    "report": {"data", "methods", "outcomes"},
     "comparison": {"common", "data", "methods", "training", "outcomes", "report"},
     "commands": {"common", "data", "methods", "training", "outcomes", "speed", "report", "comparison"},
     "__main__": {"common", "training", "commands"},

@@ -51,7 +51,7 @@ def tune(
     with progress_bar(console) as progress, workers(data, jobs) as submit:
         bar = progress.add_task("trials", total=missing)
         waiting = [study for study in studies if len(finished(study)) < trials]
-        running: dict[Future, tuple[optuna.Study, optuna.Trial]] = {}
+        running: dict[Future[Any], tuple[optuna.Study, optuna.Trial]] = {}
         while waiting or running:
             while waiting and len(running) < jobs:
                 study = waiting.pop(0)
@@ -113,7 +113,7 @@ def describe(plan: Plan, data: Splits, folds: int) -> dict[str, Any]:
     return {"plan": plan.comparable(), "data": data.describe(), "folds": folds}
 
 
-def start_trial(study: optuna.Study, plan: Plan, folds: int, submit: Submit) -> tuple[optuna.Trial, Future]:
+def start_trial(study: optuna.Study, plan: Plan, folds: int, submit: Submit) -> tuple[optuna.Trial, Future[Any]]:
     method, number = study.study_name, len(finished(study))
     if number == 0 and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
         defaults = METHODS[method].defaults
@@ -136,6 +136,7 @@ def try_settings(data: Splits, method: str, settings: Settings, plan: Plan, fold
         with tempfile.TemporaryDirectory(prefix="pml-htl-tune-") as folder:
             try:
                 outcome = train(contender, number, plan, fold(data, number, of=NUM_FOLDS), Path(folder), test=False)
+                assert outcome is not None  # `tune` takes no torchrun, so that this process is the first
                 values.append(outcome.accuracies["validation"]["map_at_r"])
             except ValueError as failure:  # a training that diverged, such as one with a tree of NaN
                 values, error = [*values, FAILED], str(failure)

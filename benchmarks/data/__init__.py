@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,11 @@ from .glyphs import glyphs
 from .splits import Images, LabelledImages, Splits
 
 IN_MEMORY = {"glyphs": glyphs}
-IN_FILES = {**{name: partial(field_set, name) for name in FIELD_SETS}, "inshop": in_shop, "folder": class_folders}
+IN_FILES: dict[str, Callable[[Path, int], Splits]] = {
+    **{name: partial(field_set, name) for name in FIELD_SETS},
+    "inshop": in_shop,
+    "folder": class_folders,
+}
 DEFAULT_ROOT = Path("data")
 
 __all__ = ["IN_FILES", "IN_MEMORY", "Images", "LabelledImages", "Splits", "load"]

@@ -74,11 +74,11 @@ def field_set(name: str, root: Path, size: int) -> Splits:
     parts = [spec.dataset(str(root), split=split, download=False) for split in ("train", "test")]
     require(name, root, tuple(str(Path(part.paths[0]).relative_to(root)) for part in parts), spec.source)
     classes, labels = np.unique(np.concatenate([part.labels for part in parts]), return_inverse=True)
-    train, test = np.split(labels, [len(parts[0].labels)])
+    own_labels = np.split(labels, [len(parts[0].labels)])
     names = [Path(path).parent.name for part in parts for path in part.paths]
     by_class = dict(zip(labels.tolist(), names, strict=True))
-    images = [ImageFiles(part.paths, torch.from_numpy(own), size) for part, own in zip(parts, (train, test), strict=True)]
-    return split_as_given(name, *images, None, [by_class[place] for place in range(len(classes))], spec.recall_at)
+    train, test = (ImageFiles(part.paths, torch.from_numpy(own), size) for part, own in zip(parts, own_labels, strict=True))
+    return split_as_given(name, train, test, None, [by_class[place] for place in range(len(classes))], spec.recall_at)
 
 
 def in_shop(root: Path, size: int) -> Splits:

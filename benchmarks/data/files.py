@@ -20,7 +20,7 @@ MARGIN = 256 / 224  # for evaluation the short side is longer than the crop by t
 Crop = Callable[[Image.Image, int], Image.Image]
 
 
-class ImageFiles(Dataset, Images):
+class ImageFiles(Dataset[tuple[torch.Tensor, int]], Images):
     """Images by their paths, as (3, size, size) float32 of ImageNet's mean and deviation, and labels (N,) int64."""
 
     channels = 3

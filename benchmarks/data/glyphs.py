@@ -36,7 +36,8 @@ def glyphs() -> Splits:
     """About 1,400 classes and 19,000 images of 32 x 32, grey, ink 1 on paper 0."""
     renderings = _render_letters()
     classes = _merge_homoglyphs(renderings)
-    renderings_in_order, labels = [], []
+    renderings_in_order: list[bytes] = []
+    labels: list[int] = []
     for label, letters in enumerate(classes):
         # One sample a font: of letters that look the same, the first that the font has.
         by_font = {font: pixels for letter in reversed(letters) for font, pixels in renderings[letter]}

@@ -19,7 +19,10 @@ class Images(Protocol):
     """A data set of images: an item is an image (channels, height, width) float32 and its label."""
 
     labels: torch.Tensor  # (N,) int64
-    channels: int
+
+    @property
+    def channels(self) -> int:
+        """Of each image."""
 
     def __len__(self) -> int: ...
 
@@ -35,7 +38,7 @@ class Images(Protocol):
         """The first image of a class, in 0..1."""
 
 
-class LabelledImages(Dataset, Images):
+class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
     """Images in memory: (N, channels, height, width) float32 and their labels (N,) int64."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -44,7 +47,7 @@ class LabelledImages(Dataset, Images):
 
     @property
     def channels(self) -> int:
-        """Of each image."""
+        """See `Images`."""
         return self.images.shape[1]
 
     def __len__(self) -> int:
@@ -103,8 +106,14 @@ def split_by_class(name: str, images: Images, class_names: list[str], recall_at:
     order = np.random.default_rng(SPLIT_SEED).permutation(num_classes)  # train, then val, then test
     bounds = np.cumsum([num_classes - num_test - num_val, num_val])
     train, val, test = np.split(order, bounds)
-    parts = [take(images, train, 0), take(images, val, bounds[0]), take(images, test, bounds[1])]
-    return Splits(name, *parts, [class_names[old] for old in order], recall_at=recall_at)
+    return Splits(
+        name,
+        take(images, train, 0),
+        take(images, val, bounds[0]),
+        take(images, test, bounds[1]),
+        [class_names[old] for old in order],
+        recall_at=recall_at,
+    )
 
 
 def split_as_given(

@@ -50,7 +50,7 @@ class Parts:
     """What a method trains with. A `tree` is to be refreshed; `loss_lr` is the learning rate of the loss's parameters."""
 
     loss: torch.nn.Module
-    sampler: torch.utils.data.Sampler
+    sampler: torch.utils.data.Sampler[Any]
     miner: torch.nn.Module | None = None
     tree: ClassTree | None = None
     loss_lr: float | None = None
@@ -76,7 +76,7 @@ class Method:
         """Loss, sampler and what else the method trains with."""
         tree = ClassTree(settings.get("num_levels", 16), linkage=settings.get("linkage", "single"))
         if settings["sampling"] == "neighbors":
-            sampler: torch.utils.data.Sampler = neighbors(task, settings, tree)
+            sampler: torch.utils.data.Sampler[Any] = neighbors(task, settings, tree)
         elif settings["sampling"] == "per-class":
             sampler = m_per_class(task, settings)
         else:

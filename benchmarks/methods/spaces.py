@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import optuna
 
 Dimension = Callable[["optuna.Trial", str], Any]
+Space = dict[str, Dimension]  # by the names of settings
 
 
 def between(low: float, high: float) -> Dimension:
@@ -31,7 +32,7 @@ class Choice:
 
     values: tuple[float | str, ...]
 
-    def __call__(self, trial: optuna.Trial, name: str) -> float | str:
+    def __call__(self, trial: optuna.Trial, name: str) -> Any:
         return trial.suggest_categorical(name, self.values)
 
 
@@ -40,22 +41,22 @@ def choice(*values: float | str) -> Choice:
     return Choice(values)
 
 
-COMMON: dict[str, Dimension] = {"learning_rate": log(3e-4, 1e-2), "samples_per_class": choice(2, 4, 8)}
+COMMON: Space = {"learning_rate": log(3e-4, 1e-2), "samples_per_class": choice(2, 4, 8)}
 # Only where the sampler has neighbourhoods.
-NEIGHBORHOOD: dict[str, Dimension] = {"neighborhood_size": choice(2, 4, 8)}
-TRIPLET = {"margin": log(0.03, 1.0), "distance": choice("plain", "squared")}
-MARGIN = {"beta": between(0.0, 0.4)}
-LEVELS = {"num_levels": choice(8, 16, 32, 64)}
-SOFT = {"temperature": log(0.01, 0.3)}
-TREE = {**MARGIN, **LEVELS, **SOFT, "tree_weight": between(0.2, 1.2), "continuous": choice("no", "yes")}
-CONTRASTIVE = {"pos_margin": between(0.0, 0.5), "neg_margin": between(0.4, 1.4)}
-MULTI_SIMILARITY = {
+NEIGHBORHOOD: Space = {"neighborhood_size": choice(2, 4, 8)}
+TRIPLET: Space = {"margin": log(0.03, 1.0), "distance": choice("plain", "squared")}
+MARGIN: Space = {"beta": between(0.0, 0.4)}
+LEVELS: Space = {"num_levels": choice(8, 16, 32, 64)}
+SOFT: Space = {"temperature": log(0.01, 0.3)}
+TREE: Space = {**MARGIN, **LEVELS, **SOFT, "tree_weight": between(0.2, 1.2), "continuous": choice("no", "yes")}
+CONTRASTIVE: Space = {"pos_margin": between(0.0, 0.5), "neg_margin": between(0.4, 1.4)}
+MULTI_SIMILARITY: Space = {
     "alpha": log(0.5, 10.0),
     "beta": log(10.0, 100.0),
     "base": between(0.2, 1.0),
     "epsilon": between(0.0, 0.3),
 }
-OWN: dict[str, dict[str, Dimension]] = {
+OWN: dict[str, Space] = {
     "triplet": TRIPLET,
     "triplet-semihard": TRIPLET,
     "contrastive": CONTRASTIVE,
@@ -78,7 +79,7 @@ def suggest(trial: optuna.Trial, method: str) -> Settings:
     return {**METHODS[method].defaults, **{name: draw(trial, name) for name, draw in space_of(method).items()}}
 
 
-def space_of(method: str) -> dict[str, Dimension]:
+def space_of(method: str) -> Space:
     """The dimensions that are searched for a method, by the names of its settings."""
     own_sampling = METHODS[method].defaults["sampling"]
     return {**COMMON, **(NEIGHBORHOOD if own_sampling == NEIGHBORS["sampling"] else {}), **OWN[method]}
@@ -87,6 +88,6 @@ def space_of(method: str) -> dict[str, Dimension]:
 def batches_of(method: str) -> Iterator[Settings]:
     """Every way in which a trial may fill its batches, so that one that does not fit shows before the search."""
     space = space_of(method)
-    names = [name for name in ("samples_per_class", "neighborhood_size") if name in space]
-    for values in product(*(space[name].values for name in names)):
-        yield dict(zip(names, values, strict=True))
+    of_batch = {name: space[name] for name in ("samples_per_class", "neighborhood_size") if name in space}
+    for values in product(*(one.values for one in of_batch.values() if isinstance(one, Choice))):
+        yield dict(zip(of_batch, values, strict=True))

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 
 from pml_htl import ClassTree
 from pml_htl.plots import plot_tree
@@ -54,9 +55,9 @@ def plot_curves(document: dict[str, Any], path: Path) -> None:
 def plot_class_tree(tree: ClassTree, data: Splits, model: str, path: Path) -> None:
     """A legible part of a trained tree: some classes spread over it and their nearest, with their first images as leaves."""
     tree = copy.deepcopy(tree).cpu()
-    spread = torch.linspace(0, len(tree.labels) - 1, DENDROGRAM_ANCHORS).long()
-    order = torch.from_numpy(np.argsort(tree.nodes[:, 1].numpy(), kind="stable"))  # classes of a node side by side
-    anchors = tree.labels[order[spread]]
+    spread = torch.linspace(0, len(tree.part("labels")) - 1, DENDROGRAM_ANCHORS).long()
+    order = torch.from_numpy(np.argsort(tree.part("nodes")[:, 1].numpy(), kind="stable"))  # classes of a node side by side
+    anchors = tree.part("labels")[order[spread]]
     labels = torch.cat([anchors, tree.neighbors(anchors, DENDROGRAM_NEIGHBORS).flatten()])
 
     def image(label: int) -> np.ndarray:
@@ -65,5 +66,7 @@ def plot_class_tree(tree: ClassTree, data: Splits, model: str, path: Path) -> No
 
     ax = plot_tree(tree, labels, image=image)
     ax.set_title(f"Where classes meet in the trained model of {model}", loc="left")
-    ax.figure.savefig(path, dpi=140)
-    plt.close(ax.figure)
+    figure = ax.figure
+    assert isinstance(figure, Figure)  # `plot_tree` has made it
+    figure.savefig(path, dpi=140)
+    plt.close(figure)

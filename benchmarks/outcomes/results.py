@@ -94,8 +94,8 @@ class Results:
         }
         for split, accuracies in outcome.accuracies.items():
             self.runs.append({**shared, "split": split, "iterations": self.iterations, **accuracies, **seconds})
-        steps, accuracies, seconds = zip(*outcome.curve, strict=True)
-        curve = {"iterations": list(steps), "map_at_r": list(accuracies), "seconds": [round(s, 2) for s in seconds]}
+        steps, values, times = zip(*outcome.curve, strict=True)
+        curve = {"iterations": list(steps), "map_at_r": list(values), "seconds": [round(time, 2) for time in times]}
         self.document["curves"].append({**shared, **curve})
         validate(self.document)
         save(self.document, self.path)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
 
 from ..methods.ablations import ABLATIONS, Ablation
-from ..methods.contenders import parse_contender
+from ..methods.contenders import BASELINE, parse_contender
 from . import study, timings
-from .intervals import BASELINE, Interval, differences, interval, test_values
+from .intervals import Interval, differences, interval, test_values
 from .results import summarize
 
 BEHIND = ("R-Prec.", "val.", "train", "refresh")
@@ -82,13 +82,19 @@ def rich_ablation_table(name: str, document: dict[str, Any]) -> Table:
 
 def narrow_table(heads: tuple[str, ...], rows: list[tuple[str, ...]], title: str, *, bold_first: bool = False) -> Table:
     """As narrow as can be, for 80 columns."""
-    style = {"title_justify": "left", "title_style": "italic", "header_style": "bold"}
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **style)
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title_justify="left",
+        title_style="italic",
+        header_style="bold",
+    )
     for number, head in enumerate(heads):
         # Where it gets narrow, long titles break and numbers do not.
         number_like = is_number(number, heads)
         width = None if number else 20
-        justify = "right" if number_like else "left"
+        justify: Literal["right", "left"] = "right" if number_like else "left"
         table.add_column(head, justify=justify, no_wrap=number_like, overflow="fold", min_width=width)
     for number, cells in enumerate(rows):
         table.add_row(*(cell.replace(" ± ", "±") for cell in cells), style="bold" if bold_first and number == 0 else None)
@@ -137,7 +143,7 @@ def fits(ablation: Ablation, document: dict[str, Any]) -> bool:
 def ablation_rows(ablation: Ablation, document: dict[str, Any]) -> list[tuple[str, ...]]:
     """Title, test MAP@R, difference seed by seed, and to which: of every contender, in the order of the question."""
     values = test_values(document)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for text in ablation.contenders:
         title, other = parse_contender(text).title, parse_contender(ablation.baseline_of(text)).title
         batch = document["metadata"]["plan"]["batch_size"]

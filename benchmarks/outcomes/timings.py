@@ -77,7 +77,7 @@ def validate(document: dict[str, Any]) -> None:
 
 def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     """The cells of the table: one row for each of ours, with its peers and floor."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for entry in document["measurements"]:
         if entry["role"] not in ("ours", "alone"):
             continue

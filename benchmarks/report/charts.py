@@ -20,7 +20,7 @@ from ..outcomes.results import summarize, title_of
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B8A800")
 STYLES = ("-", "--", ":")
 INK = "#808080"
-RC = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pml-htl",  # the same file gives the same page
     "font.family": "sans-serif",

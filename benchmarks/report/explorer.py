@@ -26,8 +26,8 @@ def explorer_document(tree: ClassTree, miner: DynamicMarginMiner, data: Splits, 
     """The tree of `data.train` as plain numbers; `nearest` holds for each class of its neighbours (position, squared
     distance at which they merge, level, margin)."""
     tree = tree.cpu()
-    labels = tree.labels
-    near = tree.neighbors(labels, min(NEIGHBORS, tree.nearest_classes.shape[1]))  # (C, k)
+    labels = tree.part("labels")
+    near = tree.neighbors(labels, min(NEIGHBORS, tree.part("nearest_classes").shape[1]))  # (C, k)
     anchors = labels.unsqueeze(1)
     columns = [
         torch.searchsorted(labels, near),
@@ -41,9 +41,9 @@ def explorer_document(tree: ClassTree, miner: DynamicMarginMiner, data: Splits, 
         "data": data.name,
         "names": [data.class_names[label] for label in labels.tolist()],
         "thumbnails": [thumbnail(data.train.first_of(label)) for label in some],
-        "spreads": rounded(tree.spreads),
+        "spreads": rounded(tree.part("spreads")),
         "average_spread": round(tree.d_0, 4),
-        "thresholds": rounded(tree.thresholds),
+        "thresholds": rounded(tree.part("thresholds")),
         "merges": rounded(torch.from_numpy(tree.to_scipy_linkage())),
         "nearest": [[rounded(column[row]) for column in columns] for row in range(len(labels))],
     }

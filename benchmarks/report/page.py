@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..methods.contenders import BASELINE
 from ..outcomes import intervals, results, tables, timings
 from . import charts, explorer
 
@@ -92,9 +93,7 @@ def in_words(document: dict[str, Any]) -> list[str]:
     for title, gain in sorted(paired.items(), key=lambda item: -item[1].mean):
         group = "Not to be told from" if not gain.excludes_zero else ("Ahead of" if gain.mean > 0 else "Behind")
         groups[group].append(f"{title} ({tables.with_interval(gain, sign='+')})")
-    return [
-        f"{group} {intervals.BASELINE}, seed by seed: {', '.join(titles)}." for group, titles in groups.items() if titles
-    ]
+    return [f"{group} {BASELINE}, seed by seed: {', '.join(titles)}." for group, titles in groups.items() if titles]
 
 
 def two_by_two(document: dict[str, Any]) -> list[tuple[str, str, str]]:

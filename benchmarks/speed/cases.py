@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,7 +222,7 @@ def _samplers(case: Case, device: str) -> list[Contender]:
     found = [Contender("MPerClassSampler", "peer", lambda: list(theirs), BATCHES)]
     for name, state in (("AnchorNeighborSampler", tree), ("AnchorNeighborSampler, unfitted tree", ClassTree())):
         ours = AnchorNeighborSampler(labels, state, **shape, batches_per_epoch=BATCHES, seed=0)
-        found.insert(-1, Contender(name, "ours", lambda sampler=ours: list(sampler), BATCHES))
+        found.insert(-1, Contender(name, "ours", partial(list, ours), BATCHES))
     return found
 
 
@@ -258,9 +259,9 @@ def _trees(case: Case, device: str) -> list[Contender]:
 
 def _check_nodes(tree: ClassTree, merges: np.ndarray) -> None:
     """The nodes must be those of scipy's merges, except where a height is a rounding away from a threshold."""
-    (edges, heights), thresholds = merges_of_scipy(merges), tree.thresholds.numpy()
+    (edges, heights), thresholds = merges_of_scipy(merges), tree.part("thresholds").numpy()
     sure = np.abs(heights[:, np.newaxis] - thresholds).min(axis=0) > 2e-6
-    if not np.array_equal(cut_levels(edges, heights, thresholds)[:, sure], tree.nodes.numpy()[:, sure]):
+    if not np.array_equal(cut_levels(edges, heights, thresholds)[:, sure], tree.part("nodes").numpy()[:, sure]):
         raise RuntimeError("the tree's nodes are not those of scipy's single linkage")
 
 
@@ -271,7 +272,7 @@ def _epochs(case: Case, device: str) -> list[Contender]:
     """Training the network of the comparison on images as many and as large as the glyphs, with one refresh at the end."""
     labels = torch.arange(case.sizes["C"]).repeat_interleave(14)
     images = torch.rand(len(labels), 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    shape = {"num_anchors": case.sizes["B"] // 16, "neighborhood_size": 4, "samples_per_class": 4}
+    shape: dict[str, Any] = {"num_anchors": case.sizes["B"] // 16, "neighborhood_size": 4, "samples_per_class": 4}
 
     # One network for all: where another lies in memory makes more of a difference than what is measured here.
     network = conv_net(1, torch.Generator().manual_seed(0)).to(device)

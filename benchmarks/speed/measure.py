@@ -91,9 +91,9 @@ def _measure_peak(case: Case, name: str, device: str, threads: int, sender: Any)
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        allocated = torch.cuda.memory_allocated(device)
         contender.run()
-        sender.send({"extra_mib": (torch.cuda.max_memory_allocated(device) - before) / MIB, "process_mib": None})
+        sender.send({"extra_mib": (torch.cuda.max_memory_allocated(device) - allocated) / MIB, "process_mib": None})
         return
     with suppress(OSError, AttributeError):  # hands freed memory back, so that using it again counts
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def run(output: Path, console: Console) -> None:
             work = {"statistics": _statistics, "shared fit": _fit, "refresh": _refresh}[stage](sizes)
             case = Case(stage, {**sizes, "ranks": number})
             for name, role, who in (("all ranks", "ours", together), ("one process", "peer", Ranks.alone())):
-                seconds = _time(lambda work=work, who=who: work(who), takes_part=role == "ours" or together.rank == 0)
+                seconds = _time(partial(work, who), takes_part=role == "ours" or together.rank == 0)
                 contender = Contender(name, role, lambda: None)
                 found.append(timings.measurement(case, contender, 1, seconds, NO_MEMORY))
     if together.rank:

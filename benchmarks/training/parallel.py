@@ -16,7 +16,7 @@ import torch
 
 from ..data import Splits
 
-Submit = Callable[..., Future]  # submit(work, *arguments): a future of work(data, *arguments)
+Submit = Callable[..., Future[Any]]  # submit(work, *arguments): a future of work(data, *arguments)
 _data: Splits | None = None  # of a worker process, which gets it once and not with every training
 
 
@@ -42,8 +42,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad=True to a scalar")  # PML's trainer
 
 
-def _done(work: Callable[..., Any], *arguments: Any) -> Future:
-    future: Future = Future()
+def _done(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    future: Future[Any] = Future()
     future.set_result(work(*arguments))
     return future
 
@@ -58,7 +58,9 @@ def _start_worker(data: Splits, threads: int) -> None:
 
 def _end_with_parent() -> None:
     """A pool's workers outlive a parent that is killed, and would train on for nobody."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    parent.join()
     os._exit(1)
 
 

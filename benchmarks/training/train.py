@@ -157,29 +157,31 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     parts = contender.build(plan.task(data, seed))
     loss = parts.loss.to(device)
     trunk, width = make_network(plan.network, data.train.channels, seed, plan.weights)
-    trunk, embedder = trunk.to(device), torch.nn.Linear(width, plan.embedding_size).to(device)
-    trunk, embedder = InPrecision(trunk, plan.precision), InPrecision(embedder, plan.precision)
+    trunk = InPrecision(trunk.to(device), plan.precision)
+    embedder = InPrecision(torch.nn.Linear(width, plan.embedding_size).to(device), plan.precision)
 
     stopwatch = Stopwatch()
-    stateful = {
+    stateful: dict[str, Any] = {
         "made_with": MadeWith(made_with(contender, seed, asdict(plan), data)),
         "stopwatch": stopwatch,
         "files": RunFiles(folder),
     }
     refresh = None
     if parts.tree is not None:
+        streaming: dict[str, Any] = {} if parts.forget is None else {"mode": "streaming", "forget": parts.forget}
         refresh = TreeRefresh(
             parts.tree,
             data.train.evaluation(),
             every_n_epochs=parts.refresh_every,
-            **({} if parts.forget is None else {"mode": "streaming", "forget": parts.forget}),
+            **streaming,
             labels=data.train.labels,
             loss=loss,
             batch_size=BATCH_SIZE,
             num_workers=plan.workers,
         )
         stateful["refresh"] = refresh
-    hooks, test_and_save = None, None
+    hooks: Any = None  # PML's, which have no types; of the first process alone, as is the tester
+    test_and_save = None
     if first:
         hooks = make_hooks(folder)
         tester = make_tester(hooks, data, plan.workers, device)
@@ -194,8 +196,9 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
                 test_and_save(trainer)
         wait_for_all()
 
-    alone = number_of_processes() == 1
-    checkpoint = CheckpointHook(checkpoint_of(folder), end_of_epoch, **stateful) if alone else None
+    checkpoint = None
+    if number_of_processes() == 1:
+        checkpoint = CheckpointHook(checkpoint_of(folder), end_of_epoch, **stateful)
     trainer = MetricLossOnly(
         models={"trunk": shared_model(trunk), "embedder": shared_model(embedder)},
         optimizers=make_optimizers(trunk, embedder, loss, contender.settings["learning_rate"], parts.loss_lr),
@@ -209,11 +212,11 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         dataloader_num_workers=plan.workers,
         freeze_trunk_batchnorm=plan.freeze_batch_norm,
         end_of_iteration_hook=hooks.end_of_iteration_hook if first else None,
-        end_of_epoch_hook=stopwatch.pausing(checkpoint if alone else end_of_epoch),
+        end_of_epoch_hook=stopwatch.pausing(end_of_epoch if checkpoint is None else checkpoint),
     )
     start_epoch = 1
     try:
-        if alone:
+        if checkpoint is not None:
             start_epoch = checkpoint.resume(trainer)
     except ValueError as error:  # of other settings or other code, or damaged
         warnings.warn(f"{error}. This training begins anew", stacklevel=2)

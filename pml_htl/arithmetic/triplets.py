@@ -13,6 +13,7 @@ import torch
 
 Triplets: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 PairTuple: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Mined: TypeAlias = Triplets | PairTuple
 
 
 class Pairs(NamedTuple):
@@ -49,9 +50,11 @@ def pairs_of_labels(labels: torch.Tensor, ref_labels: torch.Tensor) -> Pairs:
 def pairs_of_tuple(indices_tuple: PairTuple, num_anchors: int, num_refs: int) -> Pairs:
     """The pairs of a tuple (anchors, positives, anchors, negatives), each as often as it is there."""
     a1, positives, a2, negatives = indices_tuple
-    counts = [_count_pairs(*pairs, num_anchors, num_refs) for pairs in ((a1, positives), (a2, negatives))]
-    numbers = [torch.bincount(anchors, minlength=num_anchors) for anchors in (a1, a2)]
-    return Pairs(*counts, *numbers, _most((counts[0] > 0).sum(dim=1)))
+    positive_counts = _count_pairs(a1, positives, num_anchors, num_refs)
+    negative_counts = _count_pairs(a2, negatives, num_anchors, num_refs)
+    num_positives, num_negatives = (torch.bincount(anchors, minlength=num_anchors) for anchors in (a1, a2))
+    most_positives = _most((positive_counts > 0).sum(dim=1))
+    return Pairs(positive_counts, negative_counts, num_positives, num_negatives, most_positives)
 
 
 def all_triplets(labels: torch.Tensor, ref_labels: torch.Tensor) -> Triplets:

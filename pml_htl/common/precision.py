@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -40,7 +41,8 @@ def _older_setting(chosen: str) -> Iterator[None]:
 
 @contextmanager
 def _newer_settings() -> Iterator[None]:
-    settings = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends: Any = torch.backends  # torch adds these settings when it runs, unseen by type checkers
+    settings = (backends.cuda.matmul, backends.mkldnn.matmul)
     chosen = [setting.fp32_precision for setting in settings]
     for setting in settings:
         setting.fp32_precision = "ieee"
@@ -49,4 +51,4 @@ def _newer_settings() -> Iterator[None]:
     finally:
         for setting, value in zip(settings, chosen, strict=True):
             # What only followed the general setting goes on to follow it.
-            setting.fp32_precision = "none" if value == torch.backends.fp32_precision else value
+            setting.fp32_precision = "none" if value == backends.fp32_precision else value

@@ -143,7 +143,8 @@ class LossWatch:
         handle = self.loss.register_forward_pre_hook(hook, with_kwargs=True)
         # PML's record-keeper writes down the numbers in all dictionaries of a loss, and fails over torch's {id: True} here.
         # Torch asks only whether the id is there.
-        self.loss._forward_pre_hooks_with_kwargs[handle.id] = hook
+        ids_with_kwargs: dict[int, Any] = self.loss._forward_pre_hooks_with_kwargs
+        ids_with_kwargs[handle.id] = hook
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

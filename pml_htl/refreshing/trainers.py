@@ -107,7 +107,9 @@ def labels_of_samples(trainer: Any) -> torch.Tensor | None:
         loader = make_loader(Subset(dataset, indices.tolist()), len(indices), 0, trainer.collate_fn)
         *_, labels = trainer.data_and_label_getter(next(iter(loader)))
     labels = label_tensor(process_label(labels, trainer.label_hierarchy_level, trainer.label_mapper), "cpu")
-    differing = np.flatnonzero(sampler.labels[indices] != labels.numpy()) if ours and labels.ndim == 1 else []
+    differing: np.ndarray = np.empty(0, dtype=np.int64)
+    if ours and labels.ndim == 1:
+        differing = np.flatnonzero(sampler.labels[indices] != labels.numpy())
     if len(differing):
         index, place = indices[differing[0]], differing[0]
         raise ValueError(

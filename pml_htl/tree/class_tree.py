@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from .state import NAMES, SHAPE_NAMES, problem_with, read_entries, shape_of, ver
 from .statistics import ClassStatistics
 
 FIT = "the fit of the class tree"
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
-class _Unrecorded(UserDict):
+class _Unrecorded(UserDict[Key, Value]):
     """A mapping that is no dict. PML's hook container records whatever dicts it finds in a loss, tables and all."""
 
 
@@ -46,7 +48,8 @@ class ClassTree(torch.nn.Module):
         linkage: "single" (the paper's), or "average" or "complete" for comparison.
         max_neighbors: how many nearest classes of each class are kept for `neighbors`.
 
-    Attributes (buffers, None while the tree is not fitted, but for a given hierarchy; distances are squared):
+    Attributes (buffers, None while the tree is not fitted, but for a given hierarchy; `part(name)` gives one of them and
+    raises where it is None; distances are squared):
         labels: (C,) int64, the sorted labels of the classes.
         thresholds: (L + 1,) float64, `d_0 .. d_L`.
         spreads: (C,) float64, `s_c`; a class with one sample has the average spread.
@@ -86,6 +89,14 @@ class ClassTree(torch.nn.Module):
     nearest_classes: torch.Tensor | None
     given_heights: torch.Tensor | None
     taxonomy_height: torch.Tensor | None
+    format_version: torch.Tensor
+    num_levels: int
+    max_neighbors: int
+    linkage: str
+    refresh_seconds: float
+    d_0: float
+    _num_divided_levels: int
+    _copies: _Unrecorded[tuple[str, torch.device], torch.Tensor]
 
     def __init__(self, num_levels: int = 16, *, linkage: str = "single", max_neighbors: int = 64) -> None:
         super().__init__()
@@ -98,11 +109,10 @@ class ClassTree(torch.nn.Module):
         self.register_buffer("format_version", torch.tensor(version_of({})))
         for name in NAMES:
             self.register_buffer(name, None)
-        self._buffers = _Unrecorded(self._buffers)
         self._copies = _Unrecorded()  # (name, device): the state where look-ups have needed it
         self._has_warned = False
         self.refresh_seconds = 0.0
-        self.__dict__.update(self._derived_from(self._buffers))
+        self.__dict__.update(self._derived_from(self._buffers), _buffers=_Unrecorded(self._buffers))
 
     @property
     def is_fitted(self) -> bool:
@@ -203,7 +213,7 @@ class ClassTree(torch.nn.Module):
             if not isinstance(statistics, ClassStatistics):
                 raise TypeError(f"fit takes ClassStatistics, but got {type(statistics).__name__}; see also fit_embeddings")
             if self.is_given:
-                hierarchies.check_same_classes(statistics.labels, self.labels)
+                hierarchies.check_same_classes(statistics.labels, self.part("labels"))
             check_statistics(statistics)
         shape = self._shape_for(statistics, device, ranks)
         with ranks.together(FIT):
@@ -216,7 +226,7 @@ class ClassTree(torch.nn.Module):
     ) -> dict[str, torch.Tensor] | None:
         """The given hierarchy, or that of the statistics; of several ranks on the first alone."""
         if self.is_given:
-            return None if ranks.rank else {name: self._buffers[name] for name in SHAPE_NAMES}
+            return None if ranks.rank else {name: self.part(name) for name in SHAPE_NAMES}
         num_neighbors = min(self.max_neighbors, len(statistics.labels) - 1)
         device = statistics.device if device is None else torch.device(device)
         merges = merge_and_find_nearest(statistics, self.linkage, num_neighbors, device, ranks)
@@ -303,6 +313,13 @@ class ClassTree(torch.nn.Module):
             )
         return self._on(found.device, "labels")[nearest[found, :k]]
 
+    def part(self, name: str) -> torch.Tensor:
+        """An attribute of the state by its name, for what needs it: where it is None, a `ValueError` says so."""
+        value = self._buffers[name]
+        if value is None:
+            raise ValueError("the class tree is not fitted yet: call fit or fit_embeddings, or refresh it by TreeRefresh")
+        return value
+
     def check_labels(self, labels: Labels) -> None:
         """Raises a `ValueError` that names labels which the tree does not know, once it has classes."""
         if self.labels is not None:
@@ -310,26 +327,20 @@ class ClassTree(torch.nn.Module):
 
     def to_scipy_linkage(self) -> np.ndarray:
         """The merges as scipy's linkage matrix (C - 1, 4); leaves are class positions, heights squared distances."""
-        self._require_fitted()
-        return linkages.scipy_linkage(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
+        edges, heights = self.part("merge_edges"), self.part("merge_heights")
+        return linkages.scipy_linkage(edges.cpu().numpy(), heights.cpu().numpy())
 
     def extra_repr(self) -> str:
         """What `repr` shows, as in every torch module."""
-        state = f"{len(self.labels)} classes" if self.is_fitted else "not fitted"
+        state = f"{len(self.part('labels'))} classes" if self.is_fitted else "not fitted"
         given = ", given hierarchy" if self.is_given else ""
         return f"num_levels={self.num_levels}, linkage={self.linkage!r}{given}, {state}"
 
     # Lookups
 
-    def _require_fitted(self) -> None:
-        if not self.is_fitted:
-            raise ValueError("the class tree is not fitted yet: call fit or fit_embeddings, or refresh it by TreeRefresh")
-
     def _on(self, device: torch.device, name: str) -> torch.Tensor:
         """A part of the state on a device, copied there once."""
-        value = self._buffers[name]
-        if value is None:  # of a given hierarchy, before the first fit
-            self._require_fitted()
+        value = self.part(name)
         if value.device == device:
             return value
         if (name, device) not in self._copies:
@@ -337,8 +348,7 @@ class ClassTree(torch.nn.Module):
         return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
-        if self.labels is None:
-            self._require_fitted()
+        self.part("labels")  # the first thing to say is that there are none
         labels = label_tensor(labels)
         return positions(labels, self._on(labels.device, "labels"), "the class tree")
 
@@ -356,12 +366,12 @@ class ClassTree(torch.nn.Module):
 
     def _heights_between(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         """`cophenetic_distances` of class positions."""
-        self._require_fitted()
-        if ("heights", a.device) not in self._copies:
-            tables = lay_out(self.merge_edges.cpu().numpy(), self.merge_heights.cpu().numpy())
-            places, maxima = tables[0], maxima_of_runs(tables[1])
-            self._copies["heights", a.device] = tuple(torch.from_numpy(table).to(a.device) for table in (places, maxima))
-        places, maxima = self._copies["heights", a.device]
+        heights = self.part("merge_heights")
+        if ("maxima", a.device) not in self._copies:
+            row, gaps = lay_out(self.part("merge_edges").cpu().numpy(), heights.cpu().numpy())
+            self._copies["places", a.device] = torch.from_numpy(row).to(a.device)
+            self._copies["maxima", a.device] = torch.from_numpy(maxima_of_runs(gaps)).to(a.device)
+        places, maxima = self._copies["places", a.device], self._copies["maxima", a.device]
         return largest_between(maxima, places[a], places[b])
 
     # State
@@ -373,11 +383,11 @@ class ClassTree(torch.nn.Module):
         """
         device, state = self.format_version.device, {**state, "format_version": torch.tensor(version_of(state))}
         moved = {name: value.detach().to(device) for name, value in state.items()}
-        buffers = _Unrecorded(dict.fromkeys(NAMES) | moved)
+        buffers: _Unrecorded[str, torch.Tensor | None] = _Unrecorded({**dict.fromkeys(NAMES), **moved})
         self.__dict__.update(self._derived_from(buffers), _buffers=buffers, _copies=_Unrecorded())
         return self
 
-    def _derived_from(self, buffers: _Unrecorded) -> dict[str, Any]:
+    def _derived_from(self, buffers: Mapping[str, torch.Tensor | None]) -> dict[str, Any]:
         """Plain numbers, always there: the records need as many of each, before and after the first fit."""
         average_spread, nodes = buffers["average_spread"], buffers["nodes"]
         counts = [0] * (self.num_levels + 1)
@@ -394,10 +404,11 @@ class ClassTree(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
         # Follow a change of device, but of no type: half-precision thresholds or float labels would make another tree.
-        buffers = _Unrecorded()
+        buffers = _Unrecorded(self._buffers)
         for name, buffer in self._buffers.items():
-            moved = None if buffer is None else fn(buffer)
-            buffers[name] = moved if moved is None or moved.dtype == buffer.dtype else buffer.to(moved.device)
+            if buffer is not None:
+                moved = fn(buffer)
+                buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
         self.__dict__.update(_buffers=buffers, _copies=_Unrecorded())
         return self
 

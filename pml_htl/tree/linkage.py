@@ -32,7 +32,8 @@ def merge_classes(squared_distances: np.ndarray, linkage: str) -> tuple[np.ndarr
     if linkage == "single":
         return minimum_spanning_tree(squared_distances)
     condensed = squareform(squared_distances, checks=False)
-    return merges_of_scipy(hierarchy.linkage(condensed, method=linkage))
+    merges = hierarchy.average(condensed) if linkage == "average" else hierarchy.complete(condensed)
+    return merges_of_scipy(merges)
 
 
 def merges_of_scipy(merges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -43,10 +43,10 @@ def merge_and_find_nearest(
     with ranks.together(WHAT):
         points = class_points(statistics, device)
         part = nearest_classes(points, max(num_neighbors, MIN_NEIGHBORS), ranks.share_of(len(statistics.labels)))
-    lists = [ranks.concatenate(torch.from_numpy(values)) for values in part]
-    lists = None if ranks.rank else (lists[0].numpy(), lists[1].numpy())
+    nearest, distances = (ranks.concatenate(torch.from_numpy(values)) for values in part)
+    lists = None if nearest is None or distances is None else (nearest.numpy(), distances.numpy())
     edges = minimum_spanning_edges(points, lists, ranks)
-    if lists is None:
+    if lists is None or edges is None:
         return None
     heights = statistics.squared_distances_of(torch.from_numpy(edges)).cpu().numpy()
     order = np.argsort(heights, kind="stable")

@@ -45,12 +45,13 @@ def minimum_spanning_edges(points: ClassPoints, lists: Lists | None, ranks: Rank
     if groups.number == 1:
         return proved
     with ranks.together(WHAT), full_products(points.base.device):
-        found = _bridges(points, groups, range(ranks.rank, groups.number, ranks.size))
-    found = [ranks.concatenate(torch.from_numpy(part)) for part in found]
+        own = _bridges(points, groups, range(ranks.rank, groups.number, ranks.size))
+    parts = [ranks.concatenate(torch.from_numpy(part)) for part in own]
     with ranks.together(WHAT), full_products(points.base.device):
         if known is None:
             return None
-        bridges = _needed([known, _Bridges(*(part.numpy() for part in found))], groups.number)
+        found = _Bridges(*(part.numpy() for part in parts if part is not None))  # on this rank, the first, all are there
+        bridges = _needed([known, found], groups.number)
         return np.concatenate([proved, _with_both_ends(points, groups, bridges)])
 
 
@@ -175,7 +176,7 @@ def _with_both_ends(points: ClassPoints, groups: _Groups, bridges: _Bridges) -> 
     for row in np.flatnonzero(bridges.ends[:, 0] < 0):
         ours = members[members_of[bridges.groups[row, 0]]]
         scores = points.queries[torch.from_numpy(ours).to(points.queries.device)] @ points.base[bridges.ends[row, 1]]
-        bridges.ends[row, 0] = ours[scores.argmax().item()]
+        bridges.ends[row, 0] = ours[int(scores.argmax())]
     return bridges.ends
 
 

@@ -155,7 +155,7 @@ def problem_with(
 
 def _problem_with_given(state: dict[str, np.ndarray]) -> str | None:
     """What is wrong with the merges of a given hierarchy, or None."""
-    heights, top = state["given_heights"], state["taxonomy_height"]
+    heights, top = state["given_heights"], int(state["taxonomy_height"])
     if (np.diff(heights) < 0).any() or (heights < 0).any() or top < 0:
         return "its given_heights do not ascend from 0"
     if top > 0 and not (np.isin(heights, np.arange(1, top + 1))).all():

@@ -50,6 +50,17 @@ class ClassStatistics:
         TypeError: the labels are not integers.
     """
 
+    labels: torch.Tensor  # (C,) int64, sorted
+    counts: torch.Tensor  # (C,) int64
+    embedding_size: int
+    normalize: bool
+    device: torch.device
+    forget: float
+    _sums: torch.Tensor  # (C, D) float64
+    _squared_norms: torch.Tensor  # (C,) float64, as are both sums of weights
+    _weights: torch.Tensor
+    _squared_weights: torch.Tensor
+
     def __init__(
         self,
         labels: Labels,
@@ -65,10 +76,10 @@ class ClassStatistics:
         self.device = torch.device("cpu" if device is None else device)
         self.embedding_size = integer_at_least(1, "embedding_size", embedding_size)
         self.normalize = normalize
-        self.labels = label_tensor(labels, self.device).unique()  # (C,) int64, sorted
+        self.labels = label_tensor(labels, self.device).unique()
         if len(self.labels) == 0:
             raise ValueError("the data set is empty: class statistics need at least one label")
-        self.counts = self.labels.new_zeros(len(self.labels))  # (C,) int64
+        self.counts = self.labels.new_zeros(len(self.labels))
         self._sums = torch.zeros(len(self.labels), self.embedding_size, dtype=torch.float64, device=self.device)
         self._squared_norms, self._weights, self._squared_weights = (
             torch.zeros(len(self.labels), dtype=torch.float64, device=self.device) for _ in range(3)
