@@ -30,9 +30,7 @@ import record_keeper  # noqa: F401
 import torch
 import torch._dynamo
 import torch.utils.tensorboard
-from pytorch_metric_learning.testers import BaseTester, GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
+from pytorch_metric_learning.testers import BaseTester
 from torch.utils.data import DataLoader
 
 from benchmarks.data import Splits, load
@@ -43,7 +41,7 @@ from benchmarks.training.train import Plan, train
 from pml_htl import ClassTree, checkpoint, hooks
 from pml_htl.checkpoint import Checkpoint, CheckpointHook
 
-from .training import make_dataset, make_htl, make_models, make_trainer
+from .training import make_dataset, make_hooks, make_htl, make_models, make_trainer, training_steps
 
 MAX_KILLS = 3  # of one training
 PROCESSES = multiprocessing.get_context("fork")  # which need not import torch again
@@ -62,17 +60,12 @@ def plain_loop(folder, steps=90, save_every=4):
     loader = DataLoader(dataset, batch_sampler=htl.sampler, generator=torch.Generator())
     parts = {"model": model, "optimizer": optimizer, "loss": htl.loss, "sampler": htl.sampler, "refresh": refresh}
     saved = Checkpoint(folder / "checkpoint.pt", **parts)
-    step = (saved.load() or {"step": 0})["step"]
-    while step < steps:
-        for inputs, labels in loader:
-            optimizer.zero_grad()
-            htl.loss(model(inputs), labels).backward()
-            optimizer.step()
-            step += 1
-            if step % len(loader) == 0:
-                refresh.refresh()
-            if step % save_every == 0:
-                saved.save(step=step)
+    done = (saved.load() or {"step": 0})["step"]
+    for step in training_steps(parts, loader, done, steps):
+        if step % len(loader) == 0:
+            refresh.refresh()
+        if step % save_every == 0:
+            saved.save(step=step)
     assert htl.tree.is_fitted
     states = {name: part.state_dict() for name, part in parts.items()}
     return {**states, "refresh": {**states["refresh"], "seconds": None}, "random": torch.get_rng_state()}
@@ -83,14 +76,7 @@ def pml_trainer(folder, epochs=5, workers=2, **kwargs):
     np.random.seed(0)
     dataset = make_dataset()
     htl = make_htl(dataset.tensors[1])
-    container = get_hook_container(get_record_keeper(str(folder / "records"))[0], log_freq=2)
-    tester = GlobalEmbeddingSpaceTester(
-        end_of_testing_hook=container.end_of_testing_hook,
-        accuracy_calculator=AccuracyCalculator(include=("mean_average_precision_at_r",), k="max_bin_count"),
-        dataloader_num_workers=0,
-        data_device=torch.device("cpu"),
-    )
-    test = container.end_of_epoch_hook(tester, {"val": dataset}, str(folder / "models"))
+    container, _, test = make_hooks(dataset, folder, tensorboard=False)
     refresh = htl.refresh_hook(dataset, num_workers=0, then=test)
     hook = CheckpointHook(folder / "checkpoint.pt", refresh)
     trainer = make_trainer(

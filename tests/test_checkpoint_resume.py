@@ -29,7 +29,7 @@ from pml_htl.refreshing.streaming import LossWatch
 
 from .examples import labelled_embeddings
 from .kill_and_resume import PLACES, few_classes, same
-from .training import INPUTS, make_dataset, make_htl, make_models, make_trainer
+from .training import INPUTS, make_dataset, make_htl, make_models, make_trainer, training_steps
 
 ROOT = Path(__file__).parents[1]
 DATASET = make_dataset()
@@ -292,19 +292,12 @@ def plain_loop(path, steps, save_every, mode, workers=0):
     loader = DataLoader(DATASET, batch_sampler=htl.sampler, num_workers=workers, generator=torch.Generator())
     parts = {"model": model, "optimizer": optimizer, "loss": htl.loss, "sampler": htl.sampler, "refresh": refresh}
     saved = Checkpoint(path, **parts)
-    step = (saved.load() or {"step": 0})["step"]
-    while step < steps:
-        for inputs, labels in loader:
-            optimizer.zero_grad()
-            htl.loss(model(inputs), labels).backward()
-            optimizer.step()
-            step += 1
-            if step % 6 == 0:
-                refresh.refresh(model)
-            if step % save_every == 0:
-                saved.save(step=step, batches_consumed=(step - 1) % 6 + 1)
-            if step == steps:
-                break
+    done = (saved.load() or {"step": 0})["step"]
+    for step in training_steps(parts, loader, done, steps):
+        if step % 6 == 0:
+            refresh.refresh(model)
+        if step % save_every == 0:
+            saved.save(step=step, batches_consumed=(step - 1) % 6 + 1)
     states = {name: part.state_dict() for name, part in parts.items() if name != "sampler"}
     return {**states, "refresh": {**states["refresh"], "seconds": None}, "random": torch.get_rng_state()}
 

@@ -4,15 +4,12 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import TensorDataset
 
 from pml_htl import ClassStatistics, ClassTree, TreeRefresh
 from pml_htl.refreshing.embedding import collect_statistics
 
-from .training import NUM_CLASSES, PER_CLASS, make_dataset, make_htl, make_trainer
+from .training import NUM_CLASSES, PER_CLASS, make_dataset, make_hooks, make_htl, make_trainer
 
 
 @pytest.fixture
@@ -198,15 +195,7 @@ def train_with_records(dataset, folder, num_epochs=3):
     """HTL with PML's hook container, record-keeper and tester."""
     np.random.seed(0)
     htl = make_htl(dataset.tensors[1], collect_stats=True)
-    record_keeper, _, _ = get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
-    container = get_hook_container(record_keeper, log_freq=2)
-    tester = GlobalEmbeddingSpaceTester(
-        end_of_testing_hook=container.end_of_testing_hook,
-        accuracy_calculator=AccuracyCalculator(include=("mean_average_precision_at_r",), k="max_bin_count"),
-        dataloader_num_workers=0,
-        data_device=torch.device("cpu"),
-    )
-    save_and_test = container.end_of_epoch_hook(tester, {"val": dataset}, str(folder / "models"))
+    container, tester, save_and_test = make_hooks(dataset, folder)
     trainer = make_trainer(
         htl,
         dataset,

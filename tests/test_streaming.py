@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.trainers import CascadedEmbeddings, DeepAdversarialMetricLearning
-from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,7 +24,7 @@ from pml_htl.refreshing.streaming import BUFFERED_BATCHES, MAX_BROKEN_BATCHES, L
 
 from . import oracle
 from .test_hooks import comes_from
-from .training import NUM_CLASSES, make_dataset, make_htl, make_models, make_trainer
+from .training import NUM_CLASSES, make_dataset, make_hooks, make_htl, make_models, make_trainer
 
 LABELS = torch.arange(12).repeat_interleave(6)
 
@@ -377,15 +376,7 @@ def test_a_refresh_that_is_gone_leaves_nothing_to_do():
 def train_with_records(dataset, folder, mode):
     """HTL with PML's hook container, record-keeper and tester."""
     htl = make_htl(dataset.tensors[1], collect_stats=True)
-    record_keeper, _, _ = get_record_keeper(str(folder / "records"), str(folder / "tensorboard"))
-    container = get_hook_container(record_keeper, log_freq=2)
-    tester = GlobalEmbeddingSpaceTester(
-        end_of_testing_hook=container.end_of_testing_hook,
-        accuracy_calculator=AccuracyCalculator(include=("mean_average_precision_at_r",), k="max_bin_count"),
-        dataloader_num_workers=0,
-        data_device=torch.device("cpu"),
-    )
-    save_and_test = container.end_of_epoch_hook(tester, {"val": dataset}, str(folder / "models"))
+    container, _, save_and_test = make_hooks(dataset, folder)
     hook = htl.refresh_hook(dataset, mode=mode, then=save_and_test)
     options = {"end_of_iteration_hook": container.end_of_iteration_hook, "iterations_per_epoch": 10}
     make_trainer(htl, dataset, hook, **options).train(num_epochs=3)

@@ -1,7 +1,10 @@
-"""A small task for PML's trainers: data set, model and trainer, all seeded."""
+"""A small task: data set, model, PML's trainer with its records, and a plain loop, all seeded."""
 
 import torch
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.trainers import MetricLossOnly
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from torch.utils.data import TensorDataset
 
 from pml_htl import HTL
@@ -46,6 +49,32 @@ def make_trainer(htl, dataset, hook=None, trainer=MetricLossOnly, lr=0.05, model
         **kwargs,
     }
     return trainer(**arguments)
+
+
+def make_hooks(dataset, folder, *, tensorboard=True):
+    """PML's hook container with its records, a tester, and the hook that tests on `dataset` and saves; all in `folder`."""
+    record_keeper, *_ = get_record_keeper(str(folder / "records"), str(folder / "tensorboard") if tensorboard else None)
+    container = get_hook_container(record_keeper, log_freq=2)
+    tester = GlobalEmbeddingSpaceTester(
+        end_of_testing_hook=container.end_of_testing_hook,
+        accuracy_calculator=AccuracyCalculator(include=("mean_average_precision_at_r",), k="max_bin_count"),
+        dataloader_num_workers=0,
+        data_device=torch.device("cpu"),
+    )
+    return container, tester, container.end_of_epoch_hook(tester, {"val": dataset}, str(folder / "models"))
+
+
+def training_steps(parts, loader, step, last):
+    """Trains in a plain loop over the loader, epoch after epoch; yields steps `step + 1` .. `last` as they are done."""
+    while step < last:
+        for inputs, labels in loader:
+            parts["optimizer"].zero_grad()
+            parts["loss"](parts["model"](inputs), labels).backward()
+            parts["optimizer"].step()
+            step += 1
+            yield step
+            if step == last:
+                return
 
 
 @torch.no_grad()
