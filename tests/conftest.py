@@ -11,13 +11,15 @@ hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_configure(config):
-    """Two threads; one where processes share the cores. `OMP_NUM_THREADS`, where it is given, decides.
+    """Two threads; one in each of xdist's workers, which share the cores. `OMP_NUM_THREADS`, where it is given, decides."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for the processes that tests start
+    elif not getattr(config.option, "numprocesses", None):  # the workers would get it from the one that distributes
+        import torch
 
-    Here, before a test imports torch, and in the environment, so that it counts for the processes that tests start too.
-    """
-    is_controller = bool(getattr(config.option, "numprocesses", None))  # of xdist's workers, which get its environment
-    if not is_controller:
-        os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+        torch.set_num_threads(2)
 
 
 def pytest_collection_modifyitems(config, items):
