@@ -9,7 +9,8 @@ from pytorch_metric_learning import reducers
 from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 
-from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss, hinge
+from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
+from pml_htl.arithmetic import hinge
 
 NUM_CLASSES = 12
 LOW, HIGH = 0.137, 0.613
