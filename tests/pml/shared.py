@@ -6,6 +6,8 @@ from pytorch_metric_learning.distances import LpDistance
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 
+from ..rounding import largest, tolerance
+
 MARGIN = 0.2
 NUM_CLASSES = 32
 DTYPES = [torch.float32, torch.float64]
@@ -44,8 +46,8 @@ def random_batch(size, dtype, device, seed=0, num_labels=4, dimensions=6):
 
 
 def assert_close(actual, expected):
-    single = actual.dtype == torch.float32
-    torch.testing.assert_close(actual, expected, rtol=1e-5 if single else 1e-9, atol=1e-6 if single else 1e-9)
+    atol = tolerance(expected.dtype, largest(expected)) if expected.is_floating_point() else 0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
