@@ -16,8 +16,8 @@ def tolerance(dtype, size=1.0, steps=0):
     divides the error by 2 d.
 
     Training steps: 4 eps for each. In both trainings a step rounds weights below 1 by up to eps / 2 and adds little else, as
-    `learning rate * gradient` is small; so after k steps they are k eps apart, and a loss by that times its slope. Usually
-    it is sqrt(k) eps, 7 after 50 steps, which leaves room for a slope of 30. In float32 that ends where a triplet comes so
+    `learning rate * gradient` is small: the weights are up to k eps apart after k steps, usually sqrt(k) eps. What is apart
+    may go on to grow, up to sevenfold in 50 steps of the small networks here. In float32 that ends where a triplet comes so
     near to its margin that rounding decides whether it counts: the mean over those that count jumps by 1 / their number.
     """
     return (32 + 4 * steps) * torch.finfo(dtype).eps * size
