@@ -26,6 +26,12 @@ def make_embeddings(kind, sizes, dimensions, seed):
     return oracle.unit(samples)[order], labels[order]
 
 
+def are_apart(embeddings):
+    """Whether no two samples nearly coincide: the gradient of a plain distance d is wrong by eps / d^2, here 1e-10."""
+    units = oracle.unit(np.asarray(embeddings))
+    return np.linalg.norm(units[:, np.newaxis] - units, axis=2)[np.triu_indices(len(units), 1)].min() > 1e-3
+
+
 @st.composite
 def labelled_embeddings(draw, kinds=KINDS, max_classes=9):
     sizes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=max_classes).filter(lambda sizes: max(sizes) > 1))

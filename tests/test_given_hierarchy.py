@@ -147,9 +147,11 @@ def test_distances_give_merges_neighbors_and_levels(linkage, data):
     distances = matrix[np.ix_(order, order)]
     every = tree.labels.unsqueeze(1), tree.labels
     assert tree.is_fitted and tree.labels.tolist() == sorted(labels.tolist())
-    np.testing.assert_allclose(tree.cophenetic_distances(*every), oracle.merge_heights(distances, linkage), atol=1e-12)
+    np.testing.assert_allclose(
+        tree.cophenetic_distances(*every), oracle.merge_heights(distances, linkage), rtol=0, atol=1e-12
+    )
     np.testing.assert_array_equal(tree.spreads, spreads[order])
-    np.testing.assert_allclose(tree.thresholds, oracle.thresholds(spreads.mean(), num_levels), atol=1e-12)
+    np.testing.assert_allclose(tree.thresholds, oracle.thresholds(spreads.mean(), num_levels), rtol=0, atol=1e-12)
     if linkage == "single":
         nodes = oracle.single_linkage_nodes(distances, tree.thresholds.numpy())
     else:
@@ -219,7 +221,7 @@ def test_a_fit_keeps_the_shape_and_renews_the_rest(kind):
         statistics = ClassStatistics(labels, 6).update(embeddings, labels)
         assert same(shape, state_of(tree, SHAPE))
         assert torch.equal(tree.spreads, statistics.spreads) and tree.d_0 == statistics.average_spread.item()
-        np.testing.assert_allclose(tree.thresholds, oracle.thresholds(tree.d_0, 3), atol=1e-12)
+        np.testing.assert_allclose(tree.thresholds, oracle.thresholds(tree.d_0, 3), rtol=0, atol=1e-12)
         found.append(state_of(tree, RENEWED))
     assert not torch.equal(found[0]["thresholds"], found[1]["thresholds"])
     kept = torch.equal(found[0]["merge_heights"], found[1]["merge_heights"])
@@ -377,7 +379,7 @@ def test_a_plain_loop_keeps_the_taxonomy_and_renews_its_margins():
         spreads.append(tree.d_0)
         margin = htl.miner.margins(0, [1, 3, 23]) - 0.1 + tree.class_spreads(0)
         expected = [tree.d_0 + h / 3 * (4 - tree.d_0) for h in (1, 2, 3)]
-        np.testing.assert_allclose(margin, expected, atol=1e-12)
+        np.testing.assert_allclose(margin, expected, rtol=0, atol=1e-12)
     assert same(shape, state_of(tree, SHAPE)) and len(set(spreads)) == 3
 
 

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pytorch_metric_learning import reducers
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
@@ -15,7 +15,7 @@ from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory
 
 from . import oracle
-from .examples import labelled_embeddings, make_embeddings
+from .examples import are_apart, labelled_embeddings, make_embeddings
 
 pytestmark = pytest.mark.numerical
 
@@ -190,6 +190,7 @@ def test_fitted_it_is_the_loss_of_the_equations(example, power, options, reducer
     rng = np.random.default_rng(len(labels))  # a later batch: other embeddings, not of norm one
     moved = torch.from_numpy((embeddings + 0.3 * rng.normal(size=embeddings.shape)) * rng.uniform(0.5, 2, (len(labels), 1)))
 
+    assume(power == 2 or are_apart(moved))
     leaf = moved.clone().requires_grad_()
     found = oracle.triplets(labels)
     losses = oracle.losses(
@@ -298,6 +299,8 @@ def test_training_steps_where_positives_are_searched(know, dtype, power, monkeyp
         value.backward()
         values.append((value.detach(), leaves.grad))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-10
+    if dtype == torch.float32 and know == "many positives":
+        tolerance = 1e-3  # of six million triplets rounding decides whether some count; one is 1e-4 of the largest gradient
     for mine, theirs in zip(*values, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=100 * tolerance, atol=tolerance * float(theirs.abs().max()))
 

@@ -23,9 +23,11 @@ from scipy.spatial.distance import squareform
 from pml_htl import AnchorNeighborSampler, ClassStatistics, ClassTree
 from pml_htl.tree import merging, nearest, spanning
 
+from .rounding import tolerance
+
 pytestmark = pytest.mark.numerical
 
-ROUNDING = 2e-6  # what products in float32 may do to a distance
+ROUNDING = tolerance(torch.float32)  # what products in float32 may do to a distance
 HAS_FAISS = importlib.util.find_spec("faiss") is not None
 needs_faiss = pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")
 searches = pytest.mark.parametrize("search", [pytest.param("faiss", marks=needs_faiss), "torch"])

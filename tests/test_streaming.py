@@ -64,8 +64,8 @@ def test_forgetting_is_a_weighted_mean_over_pairs(stream, forget):
     samples = weighted_by_definition(stream, forget)
     spreads = [mean_squared_distance(list(itertools.permutations(c, 2))) if len(c) > 1 else np.nan for c in samples]
     average = np.nan if np.isnan(spreads).all() else np.nanmean(spreads)
-    np.testing.assert_allclose(statistics.spreads, np.where(np.isnan(spreads), average, spreads), atol=1e-9)
-    np.testing.assert_allclose(statistics.average_spread, average, atol=1e-9)
+    np.testing.assert_allclose(statistics.spreads, np.where(np.isnan(spreads), average, spreads), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(statistics.average_spread, average, rtol=0, atol=1e-9)
     distances = statistics.squared_distances()
     for p, q in itertools.permutations(range(len(samples)), 2):
         expected = mean_squared_distance(list(itertools.product(samples[p], samples[q])))
@@ -83,16 +83,16 @@ def test_classes_not_in_a_batch_keep_their_sums():
 
 
 def test_merged_and_grown_statistics_keep_their_weights():
-    x = torch.nn.functional.normalize(torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
+    x = torch.nn.functional.normalize(torch.randn(8, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     one = ClassStatistics([1, 2], 3, forget=0.5).update(x[:4], [1, 1, 2, 2]).update(x[4:], [1, 1, 1, 1])
     two = ClassStatistics([1, 2], 3, forget=0.5).update(x[4:], [1, 2, 2, 2])
     merged = copy.deepcopy(one).merge(two)
     weights = {1: [0.5, 0.5, 1, 1, 1, 1, 1], 2: [1, 1, 1, 1, 1]}
     members = {1: [0, 1, 4, 5, 6, 7, 4], 2: [2, 3, 5, 6, 7]}
     for place, c in enumerate([1, 2]):
-        samples = [(w, x[i].double().numpy()) for w, i in zip(weights[c], members[c], strict=True)]
+        samples = [(w, x[i].numpy()) for w, i in zip(weights[c], members[c], strict=True)]
         expected = mean_squared_distance(list(itertools.permutations(samples, 2)))
-        assert merged.spreads[place].item() == pytest.approx(expected, abs=1e-6)
+        assert merged.spreads[place].item() == pytest.approx(expected, abs=1e-12)
     assert torch.equal(copy.deepcopy(one).add_classes([5]).spreads[:2], one.spreads)
 
 

@@ -1,11 +1,13 @@
 """Two and four gloo processes do together what one does."""
 
+import os
 import re
 
 import pytest
 import torch
 
 from ..processes import run_processes
+from ..rounding import largest, tolerance
 from . import cases
 
 pytestmark = pytest.mark.slow
@@ -24,7 +26,7 @@ def ranks(request, tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     yield
     torch.set_num_threads(before)
 
@@ -41,7 +43,8 @@ def assert_same_tree(found, alone, prefix=""):
         if name.removeprefix(prefix) in (*TREE, "format_version"):
             assert torch.equal(found[0][name], value), name
         else:
-            torch.testing.assert_close(found[0][name], value, rtol=1e-6, atol=1e-9)
+            # of float32 embeddings, which batches of other sizes round differently
+            torch.testing.assert_close(found[0][name], value, rtol=0, atol=tolerance(torch.float32, largest(value)))
 
 
 def test_statistics(ranks):
@@ -127,20 +130,20 @@ def test_gradients(ranks):
         found = rank["gradients"]
         assert found.keys() == alone.keys()
         for name, value in found.items():
-            tolerance = 1e-6 if "float32" in name else 1e-10
             assert alone[name].abs().max() > 1e-3
-            torch.testing.assert_close(value, alone[name], rtol=0, atol=tolerance)
+            torch.testing.assert_close(value, alone[name], rtol=0, atol=tolerance(value.dtype, largest(alone[name])))
         for kind in ("all", "efficient"):  # the same as PML's loss
             ours, theirs = (found[f"torch.float64 {name} {kind}"] for name in ("constant", "PML's"))
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance(ours.dtype, largest(theirs)))
 
 
 def test_they_train_as_one(ranks):
     alone = cases.train(0, 1)
     untrained = cases.flat(cases.make_model().parameters())
     assert (alone["weights"] - untrained).abs().max() > 1e-2
+    allowed = tolerance(torch.float32, steps=12)
     for rank in ranks:
-        torch.testing.assert_close(rank["train"]["weights"], alone["weights"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(rank["train"]["weights"], alone["weights"], rtol=0, atol=allowed)
         assert torch.equal(rank["train"]["nodes"], alone["nodes"])
 
 

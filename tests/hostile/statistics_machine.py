@@ -151,7 +151,7 @@ class StatisticsMachine(Hostile):
                 assert found.means[place].isnan().all() and found.spreads[place].isnan()
                 continue
             weights, points = (np.array(part) for part in zip(*self.samples[label], strict=True))
-            np.testing.assert_allclose(found.means[place], weights @ points / weights.sum(), atol=1e-9)
+            np.testing.assert_allclose(found.means[place], weights @ points / weights.sum(), rtol=0, atol=1e-9)
             pairs = list(itertools.permutations(range(len(points)), 2))
             if not pairs:
                 continue

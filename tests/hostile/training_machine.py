@@ -247,4 +247,4 @@ class TrainingMachine(Hostile):
             for a in range(len(labels))
         ]
         found = self.miner.margins(self.tree.labels.unsqueeze(1), self.tree.labels)
-        np.testing.assert_allclose(found, expected, atol=1e-12)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)

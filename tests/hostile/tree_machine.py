@@ -222,8 +222,8 @@ class TreeMachine(Hostile):
         thresholds = oracle.thresholds(average, LEVELS)
         nodes = oracle.single_linkage_nodes(distances, thresholds)
         assert tree.labels.tolist() == sorted(CLASSES)
-        np.testing.assert_allclose(tree.spreads, spreads, atol=1e-9)
-        np.testing.assert_allclose(tree.thresholds, thresholds, atol=1e-9)
+        np.testing.assert_allclose(tree.spreads, spreads, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(tree.thresholds, thresholds, rtol=0, atol=1e-9)
         np.testing.assert_array_equal(tree.nodes, nodes)
         # What is derived from the state belongs to the same one.
         assert tree.d_0 == tree.average_spread.item()
@@ -232,6 +232,6 @@ class TreeMachine(Hostile):
         a, b = tree.labels.unsqueeze(1), tree.labels
         levels = [[int((nodes[i] != nodes[j]).sum()) for j in range(4)] for i in range(4)]
         assert tree.merge_levels(a, b).tolist() == levels
-        np.testing.assert_allclose(tree.cophenetic_distances(a, b), oracle.merge_heights(distances), atol=1e-9)
+        np.testing.assert_allclose(tree.cophenetic_distances(a, b), oracle.merge_heights(distances), rtol=0, atol=1e-9)
         np.fill_diagonal(distances, np.inf)
         np.testing.assert_array_equal(tree.neighbors(b, 2), b.numpy()[np.argsort(distances, axis=1)[:, :2]])

@@ -11,7 +11,9 @@ def losses_by_hand(query, ref, triplets, margin=MARGIN, power=2, smooth=False, s
     anchors, positives, negatives = torch.tensor(triplets, dtype=torch.int64, device=query.device).reshape(-1, 3).T
 
     def distances(x, y):
-        return (x - y).norm(dim=1) ** power
+        plain = (x - y).norm(dim=1)
+        # A sample and its copy in a memory: rounding must not give their distance of zero a direction.
+        return plain.where(plain > 1e-3, 0) ** power
 
     to_negative = distances(query[anchors], ref[negatives])
     if swap:

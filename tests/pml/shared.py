@@ -6,6 +6,8 @@ from pytorch_metric_learning.distances import LpDistance
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 
+from ..rounding import largest, tolerance
+
 MARGIN = 0.2
 NUM_CLASSES = 32
 DTYPES = [torch.float32, torch.float64]
@@ -18,10 +20,11 @@ def miner_with(tree, margin=MARGIN, power=2, **kwargs):
     distance = LpDistance(power=power)
     if tree == "unfitted":
         return DynamicMarginMiner(ClassTree(), beta=9.0, initial_margin=margin, distance=distance, **kwargs)
-    # Every class is the same two orthogonal points: all spreads are 2 and so is d_0, all distances between classes are 1,
-    # all classes meet at level 0, and alpha = beta + d_0 - s = beta.
+    # Every class is the same two opposite points: all spreads are 4 and so is d_0, all distances between classes are 2,
+    # all classes meet at level 0, and alpha = beta + d_0 - s = beta. No number of this is rounded, or ties would fall apart.
     labels = torch.arange(NUM_CLASSES).repeat_interleave(2)
-    fitted = ClassTree().fit_embeddings(torch.eye(2, dtype=torch.float64).repeat(NUM_CLASSES, 1), labels)
+    points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
+    fitted = ClassTree().fit_embeddings(points.repeat(NUM_CLASSES, 1), labels)
     return DynamicMarginMiner(fitted, beta=margin, initial_margin=9.0, distance=distance, **kwargs)
 
 
@@ -44,8 +47,8 @@ def random_batch(size, dtype, device, seed=0, num_labels=4, dimensions=6):
 
 
 def assert_close(actual, expected):
-    single = actual.dtype == torch.float32
-    torch.testing.assert_close(actual, expected, rtol=1e-5 if single else 1e-9, atol=1e-6 if single else 1e-9)
+    atol = tolerance(expected.dtype, largest(expected)) if expected.is_floating_point() else 0
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
 
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

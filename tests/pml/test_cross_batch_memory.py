@@ -160,8 +160,8 @@ def test_mining_in_the_memory(dtype, tree, device):
 def test_a_memory_of_one_batch_changes_nothing(dtype, tree, size, mined, masked, device):
     loss, miner = loss_with(tree), miner_with(tree, 0.1) if mined else None
     memory = memory_with(tree, miner=miner, size=size)
-    for step in range(4):
-        embeddings, labels = random_batch(2 * size if masked else size, dtype, device, seed=step)
+    for seed in range(104, 108):  # no triplet within 7e-5 of its margin, where rounding of float32 might decide
+        embeddings, labels = random_batch(2 * size if masked else size, dtype, device, seed=seed)
         if masked:  # the first half is compared with the second: the same triplets of the batch as one
             mask = torch.arange(2 * size) >= size
             refs = embeddings[size:], labels[size:]
@@ -189,7 +189,8 @@ def test_with_distance_weighted_miner(dtype, tree, device):
         labels = torch.randint(10, (32,), generator=torch.Generator().manual_seed(step))
         results = []
         for memory in memories:
-            embeddings = on_a_circle(range(32), dtype, device)
+            # Not the points of the memory: of plain distances near zero half the digits are left, and PML's are not zero.
+            embeddings = on_a_circle(3.75 * step + 11.25 * torch.arange(32), dtype, device)
             torch.manual_seed(step)
             loss = memory(embeddings, labels)
             loss.backward()

@@ -8,12 +8,14 @@ from pytorch_metric_learning.miners import TripletMarginMiner
 
 from pml_htl.losses import CrossBatchMemory
 
+from ..rounding import tolerance
 from .shared import MARGIN, each_dtype, each_power, each_tree, loss_with, miner_with, random_batch
 
 pytestmark = pytest.mark.numerical
 
 BATCH, INPUTS, DIMENSIONS, MEMORY = 12, 6, 4, 40
-STEPS = 50
+# In float32 there is a triplet within 1e-7 of its margin later on, where rounding decides; until then within 6e-6.
+STEPS = {torch.float64: 50, torch.float32: 10}
 
 
 def network(dtype, device):
@@ -26,7 +28,7 @@ def trained(memory, mask, dtype, device):
     """The loss of each step and the weights at the end."""
     model, losses = network(dtype, device), []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    for step in range(STEPS):
+    for step in range(STEPS[dtype]):
         inputs, labels = random_batch(BATCH, dtype, device, seed=step, dimensions=INPUTS)
         inputs[:, 0] += labels  # something to learn
         loss = memory(model(inputs), labels, enqueue_mask=mask)
@@ -56,8 +58,9 @@ def test_fifty_steps(mode, dtype, tree, power, device):
     mask = torch.arange(BATCH, device=device) % 2 == 0 if mode == "enqueue_mask" else None
     our_losses, our_weights = trained(ours, mask, dtype, device)
     pml_losses_, pml_weights = trained(pmls, mask, dtype, device)
-    assert our_losses == pytest.approx(pml_losses_, rel=0, abs=1e-6)
-    torch.testing.assert_close(our_weights, pml_weights, rtol=0, atol=1e-6)
+    allowed = tolerance(dtype, steps=STEPS[dtype])
+    assert our_losses == pytest.approx(pml_losses_, rel=0, abs=4 * allowed)  # as steep as a loss may be, in the weights
+    torch.testing.assert_close(our_weights, pml_weights, rtol=0, atol=allowed)
     start = torch.nn.utils.parameters_to_vector(network(dtype, device).parameters())
     assert (our_weights - start).abs().max() > 0.01
     assert ours.queue_idx == pmls.queue_idx and ours.has_been_filled
