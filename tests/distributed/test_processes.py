@@ -1,6 +1,5 @@
 """Two and four gloo processes do together what one does."""
 
-import os
 import re
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from ..processes import run_processes
 from ..rounding import largest, tolerance
+from ..threads import one_thread
 from . import cases
 
 pytestmark = pytest.mark.slow
@@ -24,11 +24,9 @@ def ranks(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    yield
-    torch.set_num_threads(before)
+def few_threads():
+    with one_thread():
+        yield
 
 
 def assert_identical(found):

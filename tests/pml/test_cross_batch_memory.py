@@ -75,6 +75,14 @@ def test_queue(dtype, tree, mask, device):
         assert memory.queue_idx == 0 and (memory.embedding_memory == 0).all()
 
 
+def assert_same(loss, expected, leaf, other):
+    """Two losses, and their gradients with respect to a leaf of each."""
+    assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    assert_close(leaf.grad, other.grad)
+
+
 @each_dtype
 @each_tree
 @each_power
@@ -92,10 +100,7 @@ def test_loss(dtype, tree, power, miner, tuples, device):
         triplets = triplets_of(indices_by_hand(pmls, embeddings, labels, ring, slots, given))
         expected = mean_of_positive(losses_by_hand(other, ring.embeddings, triplets, power=power))
         assert expected > 0
-        assert_close(loss, expected)
-        loss.backward()
-        expected.backward()
-        assert_close(leaf.grad, other.grad)
+        assert_same(loss, expected, leaf, other)
 
 
 @each_dtype
@@ -112,10 +117,7 @@ def test_loss_with_enqueue_mask(dtype, tree, power, miner, device):
         ring.add(embeddings[MASK], labels[MASK])
         triplets = triplets_of(indices_by_hand(pmls, embeddings[~MASK], labels[~MASK], ring, None, None))
         expected = mean_of_positive(losses_by_hand(other[~MASK], ring.embeddings, triplets, power=power))
-        assert_close(loss, expected)
-        loss.backward()
-        expected.backward()
-        assert_close(leaf.grad, other.grad)
+        assert_same(loss, expected, leaf, other)
 
 
 @each_dtype
