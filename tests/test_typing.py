@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("mypy")
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 # A line that should be an error has `type: ignore` with its code; mypy's strict mode tells if there is none to ignore.
