@@ -100,7 +100,7 @@ def _ready_labels(
         return labels
     if labels.device.type == "cpu":
         tree.check_labels(labels)
-        if device.type == "cuda":
+        if device.type == "cuda" and not torch.compiler.is_compiling():  # which cannot trace it
             return labels.pin_memory().to(device, non_blocking=True)
     return labels.to(device)
 

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pml_htl import AnchorNeighborSampler, ClassTree
 from pml_htl.lightning import TreeRefreshCallback
 
 from . import training
+from .processes import environment
 from .training import make_dataset, make_models, same_tree
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -396,9 +396,8 @@ SCRIPT = Path(__file__).with_name("lightning_script.py")
 
 @pytest.mark.slow
 def test_two_processes_have_one_tree_and_go_on_from_their_checkpoint(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     command = [sys.executable, str(SCRIPT), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     names = [f"{name}-{rank}.pt" for name in ("straight", "resumed") for rank in (0, 1)]
     states = [torch.load(tmp_path / name, weights_only=True) for name in names]

@@ -1,11 +1,11 @@
 """A cross-batch memory of 65,536 samples: PML's join of its pairs would need 10 GB."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from .processes import environment
 
 SCRIPT = """
 import numpy as np
@@ -47,9 +47,6 @@ print((peak() - before) / 2**20)
 
 @pytest.mark.slow
 def test_a_large_memory_takes_less_than_a_gibibyte():
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     assert 50 < float(done.stdout) < 1024, done.stdout  # MiB beside the memory itself; and that it was measured at all

@@ -1,11 +1,9 @@
 """When a refresh comes, on how many samples, with which workers, and that it leaves no trace."""
 
-import os
 import pickle
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from pml_htl import ClassTree, TreeRefresh
 from pml_htl.refreshing.embedding import subset_per_class
 
+from .processes import environment
 from .training import NUM_CLASSES, embed, make_dataset, make_htl, make_trainer, same_tree
 
 DATASET = make_dataset()
@@ -240,10 +239,7 @@ def test_the_spawn_start_method(tmp_path):
         "    make_trainer(htl, dataset, hook, dataloader_num_workers=1, iterations_per_epoch=2).train(num_epochs=1)\n"
         "    print('refreshes', hook.num_refreshes)\n"
     )
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, timeout=300
-    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment(), timeout=300)
     assert "refreshes 1" in done.stdout, done.stderr
 
 

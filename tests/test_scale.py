@@ -2,12 +2,10 @@
 
 import importlib.util
 import itertools
-import os
 import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +21,7 @@ from scipy.spatial.distance import squareform
 from pml_htl import AnchorNeighborSampler, ClassStatistics, ClassTree
 from pml_htl.tree import merging, nearest, spanning
 
+from .processes import environment
 from .rounding import tolerance
 
 pytestmark = pytest.mark.numerical
@@ -214,7 +213,7 @@ def test_30000_classes_take_little_memory(search):
         [sys.executable, "-c", without_faiss + SCRIPT],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env=environment(),
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
@@ -303,10 +302,7 @@ assert products.fp32_precision == "ieee"
 """
     if not hasattr(torch.backends, "fp32_precision"):
         pytest.skip("this torch knows the older way alone")
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
 
 

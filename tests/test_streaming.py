@@ -193,7 +193,8 @@ def test_beside_the_hook_container(tmp_path):
     htl = make_htl(dataset.tensors[1])
     record_keeper, _, _ = get_record_keeper(str(tmp_path / "records"), str(tmp_path / "tensorboard"))
     hooks = get_hook_container(record_keeper, primary_metric="precision_at_1", log_freq=1)
-    tester = GlobalEmbeddingSpaceTester(end_of_testing_hook=hooks.end_of_testing_hook, dataloader_num_workers=0)
+    options = {"dataloader_num_workers": 0, "data_device": torch.device("cpu")}
+    tester = GlobalEmbeddingSpaceTester(end_of_testing_hook=hooks.end_of_testing_hook, **options)
     save = hooks.end_of_epoch_hook(tester, {"val": dataset}, str(tmp_path / "models"))
     hook = htl.refresh_hook(None, then=save, mode="streaming", warmup_epochs=2)
     trainer = make_trainer(htl, dataset, hook, end_of_iteration_hook=hooks.end_of_iteration_hook, iterations_per_epoch=10)

@@ -1,7 +1,6 @@
 """The search for hyperparameters: as many trials for each, on folds of the training classes; it goes on where it stopped."""
 
 import copy
-import os
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from benchmarks.methods.contenders import METHODS, Task, parse_contender
 from benchmarks.methods.spaces import space_of, suggest
 from benchmarks.outcomes import intervals, results, study, tables
 from benchmarks.training.parallel import workers
+from tests.processes import environment
 from tests.test_benchmarks import TINY, run_cli
 
 ANY = [*TINY, "--batch-size", "16", "--folds", "1"]
@@ -282,10 +282,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
         "        print(submit(own_process).result(), flush=True)\n"
         "        submit(time.sleep, 60).result()\n"
     )
-    root = Path(__file__).parents[1]
-    parent = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root)}
-    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment())
     worker = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)
     parent.wait()

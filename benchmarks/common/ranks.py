@@ -18,11 +18,11 @@ PATIENCE = datetime.timedelta(hours=1)  # the others wait while the first tests 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Joins the group that torchrun has made, if it has started this process."""
+    """Joins the group that torchrun has made, if it has started this process; of GPUs if there is one for each process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    on_gpus = torch.cuda.is_available()
+    on_gpus = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=PATIENCE)
