@@ -11,6 +11,7 @@ from pytorch_metric_learning.losses import TripletMarginLoss
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.arithmetic import hinge
+from pml_htl.arithmetic.distances import distance_matrix
 
 pytestmark = pytest.mark.numerical
 
@@ -194,3 +195,16 @@ def test_the_second_derivative_is_pmls(power, with_ref):
 def test_the_second_derivative_of_a_function_of_the_loss_is_pmls(power, with_ref):
     """Such as a learned weight: then the gradient that comes to the loss has a gradient itself."""
     assert_second_derivatives_are_pmls(power, with_ref, torch.square)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_distances_can_be_differentiated_twice(power):
+    """As a gradient penalty and MAML need; with a reference set, and without."""
+    distance = LpDistance(power=power)
+    query, ref = (
+        torch.randn(size, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(size)).requires_grad_()
+        for size in (6, 5)
+    )
+    assert torch.autograd.gradgradcheck(lambda query, ref: distance_matrix(distance, query, ref), (query, ref))
+    # Without the diagonal: a plain distance has no derivative at zero.
+    assert torch.autograd.gradgradcheck(lambda query: distance_matrix(distance, query, query).triu(1), query)

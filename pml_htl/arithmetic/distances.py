@@ -51,6 +51,8 @@ class _Distances(torch.autograd.Function):
         torch.threshold_(distances, resolution, 0)
         if power == 1:
             distances.sqrt_()
+        # Compiled by torch 2.11, a tensor that was changed in place would get no gradient; a view of it does.
+        distances = distances.view_as(distances)
         ctx.save_for_backward(embeddings, ref_emb, distances if power == 1 else None)
         return distances
 
