@@ -322,3 +322,18 @@ def test_a_results_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         results.save({"a": 2}, path)
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_table_of_some_methods(capsys):
+    assert run_cli("table", RESULTS / "tuned.json") == 0
+    whole = capsys.readouterr().out.splitlines()
+    assert run_cli("table", RESULTS / "tuned.json", "--methods", "htl", "triplet") == 0
+    some = capsys.readouterr().out.splitlines()
+    assert len(some) < len(whole) and some == [line for line in whole if line in some]
+    assert [line.split(" | ")[0].strip("| ") for line in some[2:4]] == ["htl", "triplet"]
+    for file, message in [
+        ("tuned.json", "there is no htI in it; there are contrastive"),
+        ("speed.json", "of something else"),
+    ]:
+        assert run_cli("table", RESULTS / file, "--methods", "htI") == 2
+        assert message in " ".join(capsys.readouterr().out.split())
