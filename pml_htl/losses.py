@@ -202,7 +202,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     def _softened(self, temperature: float, batch: _Batch) -> dict[str, dict[str, Any]]:
         hinge = self._hinge_losses(batch)
         losses, pairs = soft_losses_of_pairs(hinge.distances, hinge.margins, hinge.pairs, temperature)
-        num_losses = torch.tensor(len(losses), device=batch.embeddings.device)  # none of them is zero
+        num_losses = torch.full((), len(losses), device=batch.embeddings.device)  # none of them is zero
         self._record(hinge.mean_margin(), hinge.margin_range, hinge.active_share, num_losses)
         if len(losses) == 0:
             return self.zero_losses()
@@ -234,7 +234,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)[anchors, negatives]
         violation = self.distance.margin(to_positive, to_negative) + margins
         active = violation.detach() > 0
-        self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: active.double().mean(), active.sum())
+        num_active = active.sum()
+        self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: int(num_active) / len(active), num_active)
         if self.temperature is not None:
             triplets = anchors, positives, negatives
             losses, pairs = soft_losses_of_triplets(violation, triplets, len(ref_labels), self.temperature)
@@ -255,7 +256,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         self,
         mean_margin: torch.Tensor,
         margin_range: Callable[[], tuple[torch.Tensor, torch.Tensor]],
-        active_share: Callable[[], torch.Tensor],
+        active_share: Callable[[], float],
         num_active: torch.Tensor,
     ) -> None:
         nodes = self.miner.tree.nodes
@@ -263,7 +264,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             self.margin = torch.where(mean_margin.isnan(), self.margin, mean_margin)
         if self.collect_stats:
             self.min_margin, self.max_margin = (float(limit) for limit in margin_range())
-            self.active_share = float(active_share())
+            self.active_share = active_share()
         self._note_active(num_active)
 
     def _note_active(self, num_active: torch.Tensor) -> None:

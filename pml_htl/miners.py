@@ -13,7 +13,7 @@ from .arithmetic.hinge import margin_for_class_pairs
 from .arithmetic.triplets import Triplets, pairs_of_labels, triplets_where
 from .common.batches import joint_shape
 from .common.labels import Labels, label_tensor
-from .common.precision import full_precision
+from .common.precision import full_precision, widest_float
 from .inputs import prepare_inputs
 from .tree import ClassTree
 
@@ -92,12 +92,14 @@ class DynamicMarginMiner(BaseMiner):
             anchor_labels, negative_labels: labels of any shapes that broadcast, such as (B, 1) and (1, R).
 
         Returns:
-            float64 of the broadcast shape. A class and itself has a margin too: that of a negative in the same node.
+            float64 of the broadcast shape; float32 for labels on a device that has no float64. A class and itself has a
+            margin too: that of a negative in the same node.
         """
         anchor_labels, negative_labels = label_tensor(anchor_labels), label_tensor(negative_labels)
         if not self.tree.is_fitted:
             shape = joint_shape(anchor_labels, negative_labels)
-            return torch.full(shape, self.initial_margin, dtype=torch.float64, device=anchor_labels.device)
+            dtype = widest_float(anchor_labels.device)
+            return torch.full(shape, self.initial_margin, dtype=dtype, device=anchor_labels.device)
         merge_distances = self.tree.cophenetic_distances if self.continuous else self.tree.merge_thresholds
         return self._margins_of(merge_distances(anchor_labels, negative_labels), self.tree.class_spreads(anchor_labels))
 
