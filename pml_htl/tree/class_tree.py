@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..common.batches import check_embeddings, check_lengths, joint_shape
-from ..common.labels import Labels, integer_at_least, label_tensor, positions
+from ..common.labels import SAME_LABELS, Labels, find, integer_at_least, label_tensor, positions
 from ..common.precision import copy_for, home_of
 from ..common.warn import warn_of_collapse
 from ..distributed import Ranks
@@ -23,6 +23,7 @@ from .state import NAMES, SHAPE_NAMES, problem_with, read_entries, shape_of, ver
 from .statistics import ClassStatistics
 
 FIT = "the fit of the class tree"
+ADVICE = f"{SAME_LABELS} (for a validation loss on other classes, put the loss into eval mode)"
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -315,6 +316,16 @@ class ClassTree(torch.nn.Module):
             )
         return self._on(found.device, "labels")[nearest[found, :k]]
 
+    def replace_unknown(self, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+        """The labels, those that the tree does not know replaced by one that it knows, and which it knows: two of one shape.
+
+        For look-ups of which the caller uses only what is known. No device is waited for.
+        """
+        labels = label_tensor(labels)
+        classes = self._on(labels.device, "labels")
+        known = find(labels, classes)[1]
+        return labels.where(known, classes[0]), known
+
     def part(self, name: str) -> torch.Tensor:
         """An attribute of the state by its name, for what needs it: where it is None, a `ValueError` says so."""
         value = self._buffers[name]
@@ -352,7 +363,7 @@ class ClassTree(torch.nn.Module):
     def _positions(self, labels: Labels) -> torch.Tensor:
         self.part("labels")  # the first thing to say is that there are none
         labels = label_tensor(labels)
-        return positions(labels, self._on(labels.device, "labels"), "the class tree")
+        return positions(labels, self._on(labels.device, "labels"), "the class tree", ADVICE)
 
     def _positions_of_pairs(self, a: Labels, b: Labels) -> tuple[torch.Tensor, torch.Tensor]:
         a_found, b_found = self._positions(a), self._positions(b)
