@@ -16,7 +16,7 @@ NAMES_OF_INDICES = {3: ("anchors", "positives", "negatives"), 4: ("anchors", "po
 
 
 def prepare_inputs(
-    tree: ClassTree,
+    tree: ClassTree | None,
     embeddings: torch.Tensor,
     labels: Labels | None,
     ref_emb: torch.Tensor | None,
@@ -25,7 +25,8 @@ def prepare_inputs(
     """The same four, float16 and bfloat16 raised to float32, labels int64 and on the device of their embeddings.
 
     Labels that are still on the host are looked up in the tree there, so that a wrong one is named, and move without
-    anyone waiting for the device. What was one object stays one: PML tells by that whether there is a reference set.
+    anyone waiting for the device. With None for the tree none is wrong. What was one object stays one: PML tells by that
+    whether there is a reference set.
 
     Raises:
         ValueError: missing labels, wrong shapes, different lengths or embedding sizes, or a label on the host that the
@@ -90,7 +91,10 @@ def _is_of_integers(values: torch.Tensor) -> bool:
 
 
 def _ready_labels(
-    tree: ClassTree, labels: Labels | None, embeddings: torch.Tensor, names: tuple[str, str] = ("labels", "embeddings")
+    tree: ClassTree | None,
+    labels: Labels | None,
+    embeddings: torch.Tensor,
+    names: tuple[str, str] = ("labels", "embeddings"),
 ) -> torch.Tensor:
     if labels is None:
         raise ValueError(f"{names[0]} are required, also with indices_tuple: the margins belong to class pairs")
@@ -99,7 +103,8 @@ def _ready_labels(
     if labels.device == device:
         return labels
     if labels.device.type == "cpu":
-        tree.check_labels(labels)
+        if tree is not None:
+            tree.check_labels(labels)
         if device.type == "cuda" and not torch.compiler.is_compiling():  # which cannot trace it
             return labels.pin_memory().to(device, non_blocking=True)
     return labels.to(device)

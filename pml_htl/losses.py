@@ -68,6 +68,13 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     triplets and random ones take the list of triplets, as in PML, but never more than that. On CUDA the sums raise under
     `torch.use_deterministic_algorithms(True)`: torch has no such form of the running sum that they need.
 
+    In eval mode (`loss.eval()`) it takes labels that the tree does not know, for a validation loss on unseen classes. A pair
+    of which one class or both are unknown has the margin `initial_margin`, before the first fit and after it; a pair of
+    known classes has its own. On unseen classes it is thus `TripletMarginLoss(initial_margin, distance=...)` all along: no
+    refresh of the tree moves it, so that epochs, runs and losses can be compared. Calls in eval mode count for no warning
+    and no streaming refresh. In training mode such a label is an error. A `CrossBatchMemory` keeps what it is called with,
+    in eval mode too: for validation call the loss in it, `memory.loss`.
+
     Recorded, beside what PML's classes record: `margin`, the mean over the triplets of the last batch; with `collect_stats`
     also `min_margin`, `max_margin`, and `active_share`, the share of triplets with a loss above zero. The tree records
     itself. A warning comes once if no triplet has counted for 100 batches, and once if a miner of `type_of_triplets`
@@ -75,8 +82,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
 
     Raises:
         ValueError: a distance that is not the miner's; when called, missing labels, wrong shapes or lengths, indices outside
-            of the batch, `swap` with `ref_emb`, or a label that the fitted tree does not know (a device-side assertion for
-            labels on a GPU; labels on the host are named).
+            of the batch, `swap` with `ref_emb`, or, in training mode, a label that the fitted tree does not know (a
+            device-side assertion for labels on a GPU; labels on the host are named).
         TypeError: `miner` is no DynamicMarginMiner; when called, embeddings that are not floats, or labels or indices that
             are not integers.
 
@@ -143,7 +150,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         ref_labels: Labels | None = None,
     ) -> torch.Tensor:
         """The reduced loss; arguments as in PML: (B, D), (B,), a tuple of 3 or 4 index tensors, (R, D), (R,)."""
-        inputs = prepare_inputs(self.miner.tree, embeddings, labels, ref_emb, ref_labels)
+        known_to = self.miner.tree if self.training else None
+        inputs = prepare_inputs(known_to, embeddings, labels, ref_emb, ref_labels)
         embeddings, labels, ref_emb, ref_labels = inputs
         try:
             with full_precision(embeddings.device):
@@ -202,7 +210,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     def _softened(self, temperature: float, batch: _Batch) -> dict[str, dict[str, Any]]:
         hinge = self._hinge_losses(batch)
         losses, pairs = soft_losses_of_pairs(hinge.distances, hinge.margins, hinge.pairs, temperature)
-        num_losses = torch.tensor(len(losses), device=batch.embeddings.device)  # none of them is zero
+        num_losses = torch.full((), len(losses), device=batch.embeddings.device)  # none of them is zero
         self._record(hinge.mean_margin(), hinge.margin_range, hinge.active_share, num_losses)
         if len(losses) == 0:
             return self.zero_losses()
@@ -216,25 +224,28 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             assert len(mined) == 4  # triplets are listed
             pairs = pairs_of_tuple(mined, len(labels), len(ref_labels))
         distances = distance_matrix(self.distance, embeddings, ref_emb)
-        margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)
+        margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype, training=self.training)
         return HingeLosses(distances, margins, pairs, labels)
 
     def _listed(self, batch: _Batch) -> dict[str, dict[str, Any]]:
         embeddings, labels, mined, ref_emb, ref_labels = batch
         anchors, positives, negatives = self._triplets(labels, mined, ref_labels)
         if len(anchors) == 0:
-            for known in (labels, ref_labels):  # labels of another data set have no triplets either
-                self.miner.tree.check_labels(known)
+            if self.training:
+                for known in (labels, ref_labels):  # labels of another data set have no triplets either
+                    self.miner.tree.check_labels(known)
             self._note_active(torch.zeros((), dtype=torch.int64, device=embeddings.device))
             return self.zero_losses()
         distances = distance_matrix(self.distance, embeddings, ref_emb)
         to_positive, to_negative = distances[anchors, positives], distances[anchors, negatives]
         if self.swap:
             to_negative = self.distance.smallest_dist(to_negative, distances[positives, negatives])
-        margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype)[anchors, negatives]
+        margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype, training=self.training)
+        margins = margins[anchors, negatives]
         violation = self.distance.margin(to_positive, to_negative) + margins
         active = violation.detach() > 0
-        self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: active.double().mean(), active.sum())
+        num_active = active.sum()
+        self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: int(num_active) / len(active), num_active)
         if self.temperature is not None:
             triplets = anchors, positives, negatives
             losses, pairs = soft_losses_of_triplets(violation, triplets, len(ref_labels), self.temperature)
@@ -255,7 +266,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         self,
         mean_margin: torch.Tensor,
         margin_range: Callable[[], tuple[torch.Tensor, torch.Tensor]],
-        active_share: Callable[[], torch.Tensor],
+        active_share: Callable[[], float],
         num_active: torch.Tensor,
     ) -> None:
         nodes = self.miner.tree.nodes
@@ -263,10 +274,12 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
             self.margin = torch.where(mean_margin.isnan(), self.margin, mean_margin)
         if self.collect_stats:
             self.min_margin, self.max_margin = (float(limit) for limit in margin_range())
-            self.active_share = float(active_share())
+            self.active_share = active_share()
         self._note_active(num_active)
 
     def _note_active(self, num_active: torch.Tensor) -> None:
+        if not self.training:  # nothing is learned from validation batches
+            return
         # A refresh has made everyone wait anyway, so after it the watch may look at the device.
         nodes = self.miner.tree.nodes
         self._watch.note(num_active, look=nodes is not self._known_nodes)

@@ -13,7 +13,7 @@ from .arithmetic.hinge import margin_for_class_pairs
 from .arithmetic.triplets import Triplets, pairs_of_labels, triplets_where
 from .common.batches import joint_shape
 from .common.labels import Labels, label_tensor
-from .common.precision import full_precision
+from .common.precision import full_precision, widest_float
 from .inputs import prepare_inputs
 from .tree import ClassTree
 
@@ -33,7 +33,8 @@ class DynamicMarginMiner(BaseMiner):
     Args:
         tree: the tree that it shares with the sampler.
         beta: constant part of the margin, 0.1 in the paper.
-        initial_margin: the margin of every pair while the tree is not fitted, in the units of `distance`.
+        initial_margin: the margin of every pair while the tree is not fitted, in the units of `distance`; in eval mode also
+            of pairs with a class that the tree does not know.
         tree_weight: of the tree's part of the margin, `alpha = beta + tree_weight (d_H - s)`; 1 in the paper, 0 leaves the
             constant margin `beta`.
         continuous: `d_H` is the squared distance itself at which the classes merge, instead of the first threshold above
@@ -44,9 +45,12 @@ class DynamicMarginMiner(BaseMiner):
             `LpDistance(p=2, power=1)` (margins in plain ones, `beta + sqrt(d_H) - sqrt(s)`), on normalised embeddings.
         collect_stats: as in PML; records what `TripletMarginMiner` does, over all triplets of the batch.
 
+    In training mode every label must be one of the tree's classes. In eval mode (`miner.eval()`, or that of the loss which
+    holds it) other labels may come, such as those of validation classes: see `HierarchicalTripletLoss`.
+
     Raises:
-        ValueError: an unknown `type_of_triplets`, or a distance that the margins are not defined for; when used, a
-            label that the tree does not know.
+        ValueError: an unknown `type_of_triplets`, or a distance that the margins are not defined for; when used in training
+            mode, a label that the tree does not know.
         TypeError: `tree` is no ClassTree.
     """
 
@@ -88,30 +92,39 @@ class DynamicMarginMiner(BaseMiner):
     def margins(self, anchor_labels: Labels, negative_labels: Labels) -> torch.Tensor:
         """alpha of class pairs in the units of `distance`; `initial_margin` while the tree is not fitted.
 
+        In eval mode it is `initial_margin` as well for pairs of which the tree does not know one class or both.
+
         Args:
             anchor_labels, negative_labels: labels of any shapes that broadcast, such as (B, 1) and (1, R).
 
         Returns:
-            float64 of the broadcast shape. A class and itself has a margin too: that of a negative in the same node.
+            float64 of the broadcast shape; float32 for labels on a device that has no float64. A class and itself has a
+            margin too: that of a negative in the same node.
         """
-        anchor_labels, negative_labels = label_tensor(anchor_labels), label_tensor(negative_labels)
+        anchors, negatives = label_tensor(anchor_labels), label_tensor(negative_labels)
+        shape = joint_shape(anchors, negatives)
         if not self.tree.is_fitted:
-            shape = joint_shape(anchor_labels, negative_labels)
-            return torch.full(shape, self.initial_margin, dtype=torch.float64, device=anchor_labels.device)
+            return torch.full(shape, self.initial_margin, dtype=widest_float(anchors.device), device=anchors.device)
+        known = None
+        if not self.training:
+            (anchors, known_anchors), (negatives, known_negatives) = map(self.tree.replace_unknown, (anchors, negatives))
+            known = known_anchors & known_negatives
         merge_distances = self.tree.cophenetic_distances if self.continuous else self.tree.merge_thresholds
-        return self._margins_of(merge_distances(anchor_labels, negative_labels), self.tree.class_spreads(anchor_labels))
+        margins = self._margins_of(merge_distances(anchors, negatives), self.tree.class_spreads(anchors))
+        return margins if known is None else margins.where(known, self.initial_margin)
 
     @torch.no_grad()
-    def margin_matrix(self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`margins` of labels (B,) and ref_labels (R,): (B, R) of `dtype`."""
+    def margin_matrix(
+        self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype, *, training: bool = True
+    ) -> torch.Tensor:
+        """`margins` of labels (B,) and ref_labels (R,) in training or eval mode: (B, R) of `dtype`."""
         if not self.tree.is_fitted:
             return torch.full((len(labels), len(ref_labels)), self.initial_margin, dtype=dtype, device=labels.device)
         if labels.device.type != "cpu":  # the number of distinct labels is not known there without waiting
-            return self._margins_of(*self.tree.margin_terms(labels, ref_labels, continuous=self.continuous)).to(dtype)
+            return self._margins_of_all(labels, ref_labels, training).to(dtype)
         classes, rows = labels.unique(return_inverse=True)
         ref_classes, columns = (classes, rows) if ref_labels is labels else ref_labels.unique(return_inverse=True)
-        terms = self.tree.margin_terms(classes, ref_classes, continuous=self.continuous)
-        margins = self._margins_of(*terms).to(dtype)
+        margins = self._margins_of_all(classes, ref_classes, training).to(dtype)
         return margins.index_select(1, columns).index_select(0, rows)
 
     def has_margins_of(self, other: DynamicMarginMiner) -> bool:
@@ -127,7 +140,8 @@ class DynamicMarginMiner(BaseMiner):
         ref_labels: Labels | None = None,
     ) -> Triplets:
         """The mined triplets; arguments as in PML: (B, D), (B,), (R, D), (R,)."""
-        inputs = prepare_inputs(self.tree, embeddings, labels, ref_emb, ref_labels)
+        known_to = self.tree if self.training else None
+        inputs = prepare_inputs(known_to, embeddings, labels, ref_emb, ref_labels)
         with full_precision(embeddings.device):
             found = super().forward(*inputs)
         setattr(found[0], MINED_BY, self)
@@ -143,7 +157,7 @@ class DynamicMarginMiner(BaseMiner):
         pairs = pairs_of_labels(labels, ref_labels)
         matches, differs = pairs.positives, pairs.negatives
         distances = self.distance(embeddings, ref_emb)  # PML's own, so that ties fall as they do there
-        margins = self.margin_matrix(labels, ref_labels, distances.dtype)
+        margins = self.margin_matrix(labels, ref_labels, distances.dtype, training=self.training)
         self._set_stats(distances, matches, differs)
 
         def negatives(anchors: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
@@ -158,6 +172,15 @@ class DynamicMarginMiner(BaseMiner):
             return wanted
 
         return triplets_where(matches, negatives)
+
+    def _margins_of_all(self, labels: torch.Tensor, ref_labels: torch.Tensor, training: bool) -> torch.Tensor:
+        """alpha of every label of (A,) with every one of (B,)."""
+        if training:
+            return self._margins_of(*self.tree.margin_terms(labels, ref_labels, continuous=self.continuous))
+        ours, known = self.tree.replace_unknown(labels)
+        others, others_known = (ours, known) if ref_labels is labels else self.tree.replace_unknown(ref_labels)
+        margins = self._margins_of(*self.tree.margin_terms(ours, others, continuous=self.continuous))
+        return margins.where(known.unsqueeze(1) & others_known, self.initial_margin)
 
     def _margins_of(self, merge_distances: torch.Tensor, spreads: torch.Tensor) -> torch.Tensor:
         return margin_for_class_pairs(merge_distances, spreads, self.beta, self.distance.power, self.tree_weight)

@@ -54,6 +54,18 @@ def device():
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+@pytest.fixture
+def poor_device(monkeypatch):
+    """A device without float64, there while the test runs."""
+    from pml_htl.common import precision
+
+    from .no_float64 import DEVICE, DeviceMode
+
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", (DEVICE.type,))
+    with DeviceMode():
+        yield DEVICE
+
+
 @pytest.fixture(scope="session")
 def glyphs():
     """The data set, rendered once for all tests."""

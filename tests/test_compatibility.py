@@ -11,7 +11,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
 
-from . import test_precision, test_refresh_control, test_trainers
+from . import test_devices, test_lightning, test_precision, test_refresh_control, test_trainers, test_validation
 from .rounding import tolerance
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
 from .training import make_dataset, make_htl, make_trainer
@@ -241,6 +241,18 @@ def autocast():
 def models():
     for dtype in (torch.bfloat16, torch.float64):
         test_precision.test_models_in_bfloat16_and_float64_train_with_memory(fitted(), dtype, CPU)
+
+
+@row("devices without float64: MPS, many Intel GPUs", "works")
+def without_float64(poor_device):
+    test_devices.test_the_loss(poor_device, "sums", 2, False)
+    test_devices.test_a_tree_that_moves_there_keeps_every_digit(poor_device, False)
+
+
+@row("a validation loss on unseen classes, in a plain loop or a Lightning `validation_step`", "works")
+def validation():
+    test_validation.test_a_plain_loop_with_a_validation_loss_trains_as_one_without(False)
+    test_lightning.test_a_validation_loss_on_unseen_classes(False)
 
 
 @row("`.half()` on the loss", "works")

@@ -12,6 +12,8 @@ import pytest
 import pytorch_lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
 from torch.utils.data import DataLoader, TensorDataset
 
 from pml_htl import AnchorNeighborSampler, ClassTree
@@ -288,6 +290,47 @@ def test_it_embeds_in_the_precision_of_the_trainer(precision, dtype):
     module.network.register_forward_hook(lambda network, inputs, output: seen.append((network.training, output.dtype)))
     fit(htl, [TreeRefreshCallback(htl.refresh_hook(DATASET), htl.sampler)], module=module, precision=precision)
     assert set(seen) == {(True, dtype), (False, dtype)} and htl.tree.is_fitted
+
+
+def with_validation_loss(module, loss, seen):
+    """The module, whose validation step puts the loss, and PML's with the initial margin, of every batch into `seen`."""
+    twin = TripletMarginLoss(loss.miner.initial_margin, distance=LpDistance(power=2))
+
+    def validation_step(self, batch, index):
+        x, y = batch
+        embeddings = self(x)
+        value = loss(embeddings, y)
+        seen.append((loss.miner.tree.is_fitted, value.item(), twin(embeddings, y).item()))
+        self.log("val_loss", value)
+
+    type(module).validation_step = validation_step  # of this module alone: each has a class of its own
+    return module
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_validation_loss_on_unseen_classes(streaming):
+    htl, plain, seen = make_htl(LABELS, batches_per_epoch=8), make_htl(LABELS, batches_per_epoch=8), []
+    validation = DataLoader(TensorDataset(INPUT_ROWS, LABELS + 1000), batch_size=48)
+    for one in (htl, plain):
+        refresh = one.refresh_hook(None, mode="streaming") if streaming else one.refresh_hook(DATASET)
+        trainer = lightning.pytorch.Trainer(
+            max_epochs=3, callbacks=[TreeRefreshCallback(refresh, one.sampler)], enable_checkpointing=False, **QUIET
+        )
+        module = make_module(one, dropout=False)
+        trainer.fit(with_validation_loss(module, htl.loss, seen) if one is htl else module, loader_of(one), validation)
+        assert ("val_loss" in trainer.callback_metrics) == (one is htl)
+    assert {is_fitted for is_fitted, _, _ in seen} == {False, True} and len(seen) == 2 + 3 * 3  # two of a sanity check
+    assert [value for _, value, _ in seen] == pytest.approx([twin for _, _, twin in seen], rel=1e-5)
+    assert same_state(htl.tree, plain.tree)  # it leaves no trace
+
+
+def test_an_unseen_class_in_training_is_an_error():
+    htl = make_htl(LABELS)
+    htl.tree.fit_embeddings(torch.randn(len(LABELS), 8), LABELS)
+    module = make_module(htl)
+    loader = DataLoader(TensorDataset(INPUT_ROWS, LABELS + 1000), batch_size=48)
+    with pytest.raises(ValueError, match="not among the 24 classes of the class tree"):
+        fit(htl, [], module=module, loader=loader)
 
 
 class Dictionaries(TensorDataset):

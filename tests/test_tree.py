@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pml_htl import ClassStatistics, ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
+from pml_htl.tree.cophenetic import largest_between
 from pml_htl.tree.linkage import cut_levels, restrict_linkage
 
 from . import oracle
@@ -163,6 +164,14 @@ def test_cophenetic_distances(linkage, example):
     np.testing.assert_allclose(found.numpy()[np.triu_indices(len(found), 1)], condensed, rtol=0, atol=1e-12)
     levels = torch.searchsorted(tree.thresholds, found, right=True).clamp(max=16).fill_diagonal_(0)
     assert torch.equal(levels, tree.merge_levels(tree.labels.unsqueeze(1), tree.labels))
+
+
+def test_two_runs_span_any_distance_and_reach_no_further():
+    """Also where a logarithm in float32 rounds up: one place short of a power of two."""
+    rows = torch.arange(40.0).unsqueeze(1).expand(40, 2**39)  # each value says which row it is of, in no memory
+    distances = torch.cat([2 ** torch.arange(39) + change for change in (-1, 0, 1)])[1:]
+    runs = 2 ** largest_between(rows, torch.tensor(0), distances).long()
+    assert ((runs <= distances) & (distances <= 2 * runs)).all()
 
 
 def test_cophenetic_distances_of_a_new_fit():

@@ -52,7 +52,7 @@ def recall(
         query_labels: (Q,) or (Q, 1). not_lone_query_mask: (Q,) bool.
     """
     hits = (knn_labels.flatten(1)[:, :k] == query_labels.view(-1, 1)).any(dim=1)
-    return hits[not_lone_query_mask].double().mean().item()
+    return hits[not_lone_query_mask].cpu().double().mean().item()  # on the host, as not every device has float64
 
 
 def make_tester(hooks: HookContainer, data: Splits, workers: int, device: torch.device) -> GlobalEmbeddingSpaceTester:

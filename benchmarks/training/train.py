@@ -232,7 +232,8 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     best_epoch, _ = hooks.get_best_epoch_and_accuracy(tester, "val")
     validation = accuracies_of({name: values[best_epoch - 1] for name, values in history.items()})
     with without_ddp(trainer.models), without_ddp(trainer.loss_funcs):  # the tree comes along
-        hooks.load_latest_saved_models(trainer, str(folder / "models"), device, best=True)
+        # By way of the host: the tree has float64, and torch loads none onto a device that has none.
+        hooks.load_latest_saved_models(trainer, str(folder / "models"), torch.device("cpu"), best=True)
     accuracies = {"validation": validation}
     if test:
         images, looked_up_in = test_splits(data)

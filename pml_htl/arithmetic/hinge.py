@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..common.precision import widest_float
 from .triplets import Pairs
 
 # Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
@@ -63,7 +64,7 @@ class _HingeSums(torch.autograd.Function):
         if gradient is not None:
             gradient.scatter_add_(1, positives.columns, violated)
             ctx.save_for_backward(gradient)
-        counts = violated.sum(dim=1, dtype=_wide(violated)).nan_to_num_(0).long()
+        counts = violated.sum(dim=1, dtype=widest_float(violated.device)).nan_to_num_(0).long()
         ctx.mark_non_differentiable(counts)
         return losses, counts
 
@@ -128,7 +129,7 @@ def _by_searching(
     positives: _Positives, needed: torch.Tensor, times: torch.Tensor | None, floor: float, ceiling: float | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `_by_comparing`: sorts the positives of an anchor, so that those that violate a negative are a range of them."""
-    wide = _wide(needed)  # running sums lose digits where few of many count
+    wide = widest_float(needed.device)  # running sums lose digits where few of many count
     reach, order = positives.distances.sort(dim=1)
     weights = positives.weights.gather(1, order).to(wide)
     running_weights = _running_sum(weights)
@@ -147,11 +148,6 @@ def _by_searching(
     steps = torch.zeros_like(running_sums).scatter_add_(1, first, times).scatter_add_(1, last, -times)
     violated = torch.zeros_like(weights).scatter_(1, order, weights * steps.cumsum(dim=1)[:, :-1])
     return (times * losses).sum(dim=1), violated, times * violating
-
-
-def _wide(values: torch.Tensor) -> torch.dtype:
-    """Double, where there is double."""
-    return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def _running_sum(values: torch.Tensor) -> torch.Tensor:

@@ -41,9 +41,9 @@ class HingeLosses:
         margins = self.margins[there]
         return torch.aminmax(margins) if len(margins) else (margins.sum(), margins.sum())
 
-    def active_share(self) -> torch.Tensor:
-        """The share of triplets with a loss above zero, a float64 scalar; zero without any."""
-        return self.count().double() / self.pairs.num_triplets().clamp(min=1)
+    def active_share(self) -> float:
+        """The share of triplets with a loss above zero; zero without any. It waits for the device."""
+        return int(self.count()) / max(1, int(self.pairs.num_triplets()))
 
     @torch.no_grad()
     def count(self, floor: float = 0.0) -> torch.Tensor:

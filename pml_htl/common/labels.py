@@ -14,6 +14,7 @@ import torch
 
 Labels: TypeAlias = torch.Tensor | np.ndarray | Sequence[int] | int
 
+SAME_LABELS = "give both the same labels, before or after any mapping of labels"
 _MAX_NAMED = 5
 
 
@@ -42,21 +43,26 @@ def label_tensor(labels: Labels, device: torch.device | str | None = None) -> to
     return labels.detach().to(device=device, dtype=torch.int64)
 
 
-def positions(labels: torch.Tensor, classes: torch.Tensor, owner: str) -> torch.Tensor:
+def find(labels: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The position of each label in the sorted `classes` (C,), and whether it is there at all; any shape, O(log C) each."""
+    found = torch.searchsorted(classes, labels.contiguous()).clamp_(max=len(classes) - 1)
+    return found, classes[found] == labels
+
+
+def positions(labels: torch.Tensor, classes: torch.Tensor, owner: str, advice: str = SAME_LABELS) -> torch.Tensor:
     """The position of each label in the sorted `classes` (C,); any shape, O(log C) each.
 
-    Raises a `ValueError` that names labels which are not among the classes; `owner` says whose classes they are. Labels on
-    an accelerator are not waited for: there an unknown one is a device-side assertion, which comes later and names none.
+    Raises a `ValueError` that names labels which are not among the classes; `owner` says whose classes they are, `advice`
+    what to do. Labels on an accelerator are not waited for: there an unknown one is a device-side assertion, which comes
+    later and names none.
     """
-    found = torch.searchsorted(classes, labels.contiguous()).clamp_(max=len(classes) - 1)
-    unknown = classes[found] != labels
+    found, known = find(labels, classes)
     if labels.device.type not in ("cpu", "mps"):  # MPS has no such assertion
-        torch._assert_async(~unknown.any(), f"a label is not among the {len(classes)} classes of {owner}")
-    elif unknown.any():
+        torch._assert_async(known.all(), f"a label is not among the {len(classes)} classes of {owner}")
+    elif not known.all():
         raise ValueError(
-            f"{name_some(labels[unknown])} not among the {len(classes)} classes of {owner} "
-            f"(smallest {classes[0].item()}, largest {classes[-1].item()}); "
-            "give both the same labels, before or after any mapping of labels"
+            f"{name_some(labels[~known])} not among the {len(classes)} classes of {owner} "
+            f"(smallest {classes[0].item()}, largest {classes[-1].item()}); {advice}"
         )
     return found
 

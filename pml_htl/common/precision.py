@@ -1,4 +1,4 @@
-"""Full float32 arithmetic, whatever precision the user has chosen for the network."""
+"""Which floats a device has, and full float32 arithmetic whatever precision the user has chosen for the network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,27 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+
+WITHOUT_FLOAT64 = ("mps",)  # types of devices; of "xpu" some have it and some don't, and say so
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no float64: Apple's GPUs, many of Intel's."""
+    if device.type == "xpu":
+        return torch.float64 if torch.xpu.get_device_properties(device).has_fp64 else torch.float32
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def home_of(dtype: torch.dtype, device: torch.device) -> torch.device:
+    """Where numbers that belong on `device` are kept: there, but float64 on the host if the device has none."""
+    is_there = dtype != torch.float64 or widest_float(device) == torch.float64
+    return device if is_there else torch.device("cpu")
+
+
+def copy_for(device: torch.device, values: torch.Tensor) -> torch.Tensor:
+    """`values` on `device`, float64 as the widest float that is there."""
+    dtype = widest_float(device) if values.dtype == torch.float64 else values.dtype
+    return values.to(dtype).to(device)  # in two steps: what the device does not have must not arrive there
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..common.batches import check_embeddings, check_lengths, joint_shape
-from ..common.labels import Labels, integer_at_least, label_tensor, positions
+from ..common.labels import SAME_LABELS, Labels, find, integer_at_least, label_tensor, positions
+from ..common.precision import copy_for, home_of
 from ..common.warn import warn_of_collapse
 from ..distributed import Ranks
 from . import given as hierarchies
@@ -22,6 +23,7 @@ from .state import NAMES, SHAPE_NAMES, problem_with, read_entries, shape_of, ver
 from .statistics import ClassStatistics
 
 FIT = "the fit of the class tree"
+ADVICE = f"{SAME_LABELS} (for a validation loss on other classes, put the loss into eval mode)"
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -63,8 +65,9 @@ class ClassTree(torch.nn.Module):
 
     The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all; a tree with a
     given hierarchy takes no state of a tree without. `.to(device)` moves it; `.half()`, `.double()` and the like leave its
-    types as they are. Look-ups for labels on another device use a copy there, made once per fit. Memory is
-    O(C (L + max_neighbors)).
+    types as they are. Look-ups for labels on another device use a copy there, made once per fit. On a device without float64
+    (MPS, many Intel GPUs) look-ups give float32, right to about 1e-7 of the largest number; a tree that moves there keeps
+    its float64 tables on the host, so that `state_dict()` loses no digit. Memory is O(C (L + max_neighbors)).
 
     A fit takes a float64 matrix of all class distances up to 2,048 classes. Beyond that, single linkage takes memory of
     O(C (D + max_neighbors)) and the time of one or two products of all class means in float32: by faiss where it is
@@ -313,6 +316,16 @@ class ClassTree(torch.nn.Module):
             )
         return self._on(found.device, "labels")[nearest[found, :k]]
 
+    def replace_unknown(self, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
+        """The labels, those that the tree does not know replaced by one that it knows, and which it knows: two of one shape.
+
+        For look-ups of which the caller uses only what is known. No device is waited for.
+        """
+        labels = label_tensor(labels)
+        classes = self._on(labels.device, "labels")
+        known = find(labels, classes)[1]
+        return labels.where(known, classes[0]), known
+
     def part(self, name: str) -> torch.Tensor:
         """An attribute of the state by its name, for what needs it: where it is None, a `ValueError` says so."""
         value = self._buffers[name]
@@ -339,18 +352,18 @@ class ClassTree(torch.nn.Module):
     # Lookups
 
     def _on(self, device: torch.device, name: str) -> torch.Tensor:
-        """A part of the state on a device, copied there once."""
+        """A part of the state on a device, copied there once, as float32 where there is no float64."""
         value = self.part(name)
         if value.device == device:
             return value
         if (name, device) not in self._copies:
-            self._copies[name, device] = value.to(device)
+            self._copies[name, device] = copy_for(device, value)
         return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
         self.part("labels")  # the first thing to say is that there are none
         labels = label_tensor(labels)
-        return positions(labels, self._on(labels.device, "labels"), "the class tree")
+        return positions(labels, self._on(labels.device, "labels"), "the class tree", ADVICE)
 
     def _positions_of_pairs(self, a: Labels, b: Labels) -> tuple[torch.Tensor, torch.Tensor]:
         a_found, b_found = self._positions(a), self._positions(b)
@@ -370,7 +383,7 @@ class ClassTree(torch.nn.Module):
         if ("maxima", a.device) not in self._copies:
             row, gaps = lay_out(self.part("merge_edges").cpu().numpy(), heights.cpu().numpy())
             self._copies["places", a.device] = torch.from_numpy(row).to(a.device)
-            self._copies["maxima", a.device] = torch.from_numpy(maxima_of_runs(gaps)).to(a.device)
+            self._copies["maxima", a.device] = copy_for(a.device, torch.from_numpy(maxima_of_runs(gaps)))
         places, maxima = self._copies["places", a.device], self._copies["maxima", a.device]
         return largest_between(maxima, places[a], places[b])
 
@@ -382,7 +395,7 @@ class ClassTree(torch.nn.Module):
         All in one step, so that nothing, not even Ctrl-C, leaves a part of it.
         """
         device, state = self.format_version.device, {**state, "format_version": torch.tensor(version_of(state))}
-        moved = {name: value.detach().to(device) for name, value in state.items()}
+        moved = {name: value.detach().to(home_of(value.dtype, device)) for name, value in state.items()}
         buffers: _Unrecorded[str, torch.Tensor | None] = _Unrecorded({**dict.fromkeys(NAMES), **moved})
         self.__dict__.update(self._derived_from(buffers), _buffers=buffers, _copies=_Unrecorded())
         return self
@@ -404,11 +417,16 @@ class ClassTree(torch.nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ClassTree:
         # Follow a change of device, but of no type: half-precision thresholds or float labels would make another tree.
-        buffers = _Unrecorded(self._buffers)
+        buffers, device = _Unrecorded(self._buffers), fn(self.format_version).device
         for name, buffer in self._buffers.items():
-            if buffer is not None:
-                moved = fn(buffer)
-                buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+            if buffer is None:
+                continue
+            home = home_of(buffer.dtype, device)
+            if home != device:
+                buffers[name] = buffer.to(home)
+                continue
+            moved = fn(buffer)
+            buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
         self.__dict__.update(_buffers=buffers, _copies=_Unrecorded())
         return self
 

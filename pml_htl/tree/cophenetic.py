@@ -61,10 +61,13 @@ def largest_between(maxima: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> t
     """
     start, end = torch.minimum(a, b), torch.maximum(a, b)
     distance = end - start
-    # frexp is exact where a logarithm might round up: 2^(exponent - 1) <= distance < 2^exponent
-    row = (torch.frexp(distance.clamp(min=1).double()).exponent - 1).long()
+    # In float32, which all devices have, the logarithm may come out too high by one for long distances, which is put right,
+    # or too low by one for a power of two, where two runs of half its length span all gaps as well.
+    at_least_1 = distance.clamp(min=1)
+    row = at_least_1.float().log2().long()
+    row -= (torch.ones_like(row) << row > at_least_1).long()
     run = torch.ones_like(row) << row
-    # The two runs overlap and span all gaps; between a place and itself there is none, and any index will do.
+    # The two runs meet or overlap, and span all gaps; between a place and itself there is none, and any index will do.
     last = maxima.shape[1] - 1
     found = torch.maximum(maxima[row, start.clamp(max=last)], maxima[row, (end - run).clamp(min=0)])
     return torch.where(distance > 0, found, 0)

@@ -38,7 +38,7 @@ def class_points(statistics: ClassStatistics, device: torch.device) -> ClassPoin
     level = norms.mean().item()
     columns = [statistics.means.float(), ((level - norms) / 2).float().unsqueeze(1), norms.new_ones(len(norms), 1).float()]
     base = torch.cat(columns, dim=1).to(device)
-    queries = torch.cat([base[:, :-2], base[:, [-1]], base[:, [-2]]], dim=1)
+    queries = torch.cat([base[:, :-2], base[:, -1:], base[:, -2:-1]], dim=1)
     return ClassPoints(queries, base, level)
 
 

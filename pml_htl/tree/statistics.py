@@ -10,6 +10,7 @@ import torch
 
 from ..common.batches import check_embeddings, check_lengths
 from ..common.labels import Labels, integer_at_least, label_tensor, name_some, positions
+from ..common.precision import home_of
 from ..common.state import check_entries, check_labels, check_setting
 from ..distributed import Group, Ranks
 
@@ -34,7 +35,8 @@ class ClassStatistics:
         normalize: L2-normalise every embedding before it counts, as PML's distances do. With `False` the caller promises
             unit norms, and a batch that breaks the promise by more than rounding (1e-4, or four times the resolution of a
             short float type) is a `ValueError`.
-        device: where the sums are kept; default the CPU, where float64 is always there and sums are deterministic.
+        device: where the sums are kept; default the CPU, where sums are deterministic. For a device without float64 (MPS,
+            many Intel GPUs) they are kept on the CPU as well.
         forget: what the sums of a class are multiplied by each time a batch has new samples of it, in (0, 1]. Below 1 the
             statistics follow a network that changes: samples of k batches ago (that had the class) weigh `forget^k`, and
             classes that no batch has keep their sums. Means and distances are weighted means then; the spread is that
@@ -73,7 +75,7 @@ class ClassStatistics:
         if not isinstance(forget, numbers.Real) or not 0 < forget <= 1:
             raise ValueError(f"forget must be in (0, 1], but it is {forget!r}; 1 forgets nothing")
         self.forget = float(forget)
-        self.device = torch.device("cpu" if device is None else device)
+        self.device = home_of(torch.float64, torch.device("cpu" if device is None else device))
         self.embedding_size = integer_at_least(1, "embedding_size", embedding_size)
         self.normalize = normalize
         self.labels = label_tensor(labels, self.device).unique()
@@ -96,7 +98,7 @@ class ClassStatistics:
         labels = label_tensor(labels, self.device)
         check_embeddings(embeddings, size=self.embedding_size)
         check_lengths(embeddings, labels)
-        # Two steps: a device without float64 (MPS) has to hand its values over first.
+        # Two steps: a device without float64 has to hand its values over first.
         values = embeddings.detach().to(self.device).to(torch.float64)
         norms = values.norm(dim=1)
         if not torch.isfinite(norms).all():
