@@ -12,6 +12,7 @@ from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
 
 from . import test_precision, test_refresh_control, test_trainers
+from .distributed import sharded
 from .rounding import tolerance
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
 from .training import make_dataset, make_htl, make_trainer
@@ -251,3 +252,15 @@ def half():
 @row("`torch.compile`", "works")
 def compiled():
     test_precision.test_compiled_with_the_model(fitted(), CPU)
+
+
+@row("FSDP and FSDP2", "works")
+def fsdp(tmp_path):
+    """In one process; `tests/distributed/test_sharded.py` has two."""
+    expected = sharded.refresh(lambda model: model)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'group'}", world_size=1, rank=0)
+    try:
+        for wrap in sharded.WRAPPERS.values():
+            assert torch.equal(sharded.refresh(wrap)["nodes"], expected["nodes"])
+    finally:
+        torch.distributed.destroy_process_group()
