@@ -15,15 +15,22 @@ from ._pml import to_device
 from .common.labels import Labels, integer_at_least, label_tensor, name_some
 from .common.state import check_entries, check_setting
 from .distributed import Group, Ranks
-from .refreshing.embedding import collect_statistics, inputs_and_labels, make_loader, share_of, subset_per_class
+from .refreshing.embedding import (
+    REFRESH,
+    collect_statistics,
+    inputs_and_labels,
+    make_loader,
+    share_of,
+    subset_per_class,
+)
 from .refreshing.streaming import LossWatch
 from .refreshing.trainers import (
     check_watched,
     compare_classes,
     compare_labels,
-    embed_batches,
     labels_of_samples,
     part_of_embedding,
+    streams_and_labels,
     unwrapped,
     without_ddp,
 )
@@ -31,7 +38,6 @@ from .samplers import AnchorNeighborSampler
 from .tree import ClassStatistics, ClassTree
 
 MODES = ("full", "streaming")
-REFRESH = "the refresh of the class tree"
 
 
 class TreeRefresh:
@@ -61,7 +67,10 @@ class TreeRefresh:
     `DistributedDataParallel`, so that nobody waits for another's batch), the sums are added up, and all end with the same
     tree, and shared time. What fails on one fails on all, and the old trees stay. With `mode="streaming"` the batches of all
     processes count, each forgetting by its own; those that all have seen, as under PML's
-    `DistributedLossWrapper(efficient=False)`, count once. Models whose forward pass needs all processes (FSDP) would hang.
+    `DistributedLossWrapper(efficient=False)`, count once. Models of FSDP or FSDP2 (`fully_shard`) need all processes in each
+    forward pass, so that all make equally many: one without more batches repeats its last, which does not count again. With
+    them an error in the forward pass itself is raised only where it is; the others wait until that process ends, or for the
+    group's timeout.
 
     Args:
         tree: the tree that sampler and loss share.
@@ -239,14 +248,13 @@ class TreeRefresh:
                     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
                 loader = self._loader(self.num_workers or 0, collate_fn, ranks, known_labels=None)
 
-                def batches() -> Iterator[tuple[torch.Tensor, Labels]]:
+                def batches() -> Iterator[tuple[Any, Labels]]:
                     for batch in loader:
                         pair = batch if data_and_label_getter is None else data_and_label_getter(batch)
                         inputs, labels = inputs_and_labels(pair)
-                        yield model(to_device(inputs, device=device, dtype=dtype)), labels
+                        yield to_device(inputs, device=device, dtype=dtype), labels
 
-                statistics = collect_statistics([model], batches())
-            statistics.all_reduce(self.group)
+            statistics = collect_statistics([model], model, batches(), ranks).all_reduce(self.group)
             with ranks.together(REFRESH):
                 self._compare_given_labels(statistics)
         self._fit(statistics, device, ranks, start)
@@ -303,12 +311,18 @@ class TreeRefresh:
 
     def _embedded(self, trainer: Any, ranks: Ranks) -> ClassStatistics:
         """The statistics of the data set, embedded as the trainer does."""
-        with ranks.together(REFRESH), without_ddp(trainer.models):
-            labels = trainer.sampler.labels if isinstance(trainer.sampler, AnchorNeighborSampler) else None
-            num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
-            loader = self._loader(num_workers, trainer.collate_fn, ranks, labels)
-            batches = embed_batches(trainer, loader, part_of_embedding(trainer, self.tree))
-            statistics = collect_statistics(list(trainer.models.values()), batches)
+        with without_ddp(trainer.models):
+            with ranks.together(REFRESH):
+                labels = trainer.sampler.labels if isinstance(trainer.sampler, AnchorNeighborSampler) else None
+                num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
+                loader = self._loader(num_workers, trainer.collate_fn, ranks, labels)
+                part = part_of_embedding(trainer, self.tree)
+            statistics = collect_statistics(
+                list(trainer.models.values()),
+                lambda data: trainer.compute_embeddings(data)[:, part],
+                streams_and_labels(trainer, loader),
+                ranks,
+            )
         return statistics.all_reduce(self.group)
 
     def _watched(self, watch: LossWatch, ranks: Ranks) -> ClassStatistics | None:

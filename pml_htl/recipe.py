@@ -28,7 +28,7 @@ class HTL:
             should be at least `num_anchors * neighborhood_size - 1`: any neighbour may be taken by the other classes of a
             batch.
         beta, initial_margin, tree_weight, continuous, distance: of the margins. See `DynamicMarginMiner`.
-        batches_per_epoch, seed: of the sampler.
+        batches_per_epoch, seed, num_replicas, rank: of the sampler.
         **loss_kwargs: to `HierarchicalTripletLoss`, such as `temperature`, `reducer`, `swap`, `collect_stats`.
 
     Attributes:
@@ -65,6 +65,8 @@ class HTL:
         distance: LpDistance | None = None,
         batches_per_epoch: int | None = None,
         seed: int | None = None,
+        num_replicas: int | None = None,
+        rank: int | None = None,
         **loss_kwargs: Any,
     ) -> None:
         if tree is not None and (num_levels is not None or linkage is not None):
@@ -82,6 +84,8 @@ class HTL:
             samples_per_class=samples_per_class,
             batches_per_epoch=batches_per_epoch,
             seed=seed,
+            num_replicas=num_replicas,
+            rank=rank,
         )
         if tree is None:  # any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has
             self.tree.max_neighbors = max(self.tree.max_neighbors, num_anchors * neighborhood_size - 1)

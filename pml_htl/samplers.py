@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from .common.labels import Labels, integer_at_least, label_tensor, name_some
 from .distributed import Ranks
 from .tree import ClassTree
 
+DEALERS = ("BatchSamplerShard", "DataLoaderDispatcher")  # of accelerate
 MAX_PLACES = 1024  # batches that `state_dict` can go back; loaders draw no more ahead than their workers prefetch
 
 
@@ -53,7 +56,7 @@ class AnchorNeighborSampler(BatchSampler):
             torch.distributed's default group when an iteration begins, and one without it. Each process has its own sampler
             with the same arguments, and yields its part of the batch that one process would have drawn: whole
             neighbourhoods, the first `num_anchors / num_replicas` on rank 0 and so on. `batch_size` is the length of that
-            part.
+            part. With `num_replicas=1, rank=0` each yields the whole batch, for a loader that splits it.
 
     Behaviour in corner cases:
 
@@ -72,8 +75,9 @@ class AnchorNeighborSampler(BatchSampler):
     Raises:
         ValueError: fewer classes than a batch needs, fewer than two classes, an empty data set, counts below 1, anchors that
             the processes do not divide, a rank that is not among them, or several processes without a `seed` (these
-            when an iteration begins, if the process group is there only then); a tree
-            whose given hierarchy has other classes; while drawing, a tree that was fitted on other classes.
+            when an iteration begins, if the process group is there only then); a tree whose given hierarchy has other
+            classes; while drawing, a tree that was fitted on other classes, or a loader that accelerate has prepared so
+            that parts of different batches, or of samplers with different seeds, would meet.
         TypeError: labels that are not integers, or a tree that is none.
     """
 
@@ -134,6 +138,7 @@ class AnchorNeighborSampler(BatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         # The epoch begins with its first batch: loaders with workers call iter() more often than they draw.
         num_replicas, rank = self._ranks()
+        self._check_dealer(num_replicas)
         if not self._goes_on:
             self._begin_epoch()
         self._goes_on = False
@@ -256,6 +261,21 @@ class AnchorNeighborSampler(BatchSampler):
             raise ValueError(f"the samplers of {num_replicas} processes draw parts of one batch: give them the same seed")
         return num_replicas, rank
 
+    def _check_dealer(self, num_replicas: int) -> None:
+        """Raises a `ValueError` if accelerate deals out what should stay together."""
+        dealer = _dealer()
+        if dealer is None:
+            return
+        if num_replicas > 1:
+            raise ValueError(
+                f"accelerate deals out the batches of a prepared loader among the processes ({dealer}), but this sampler "
+                "yields this process's part of each batch already, and parts of different batches would meet; do not "
+                "prepare the loader; or prepare it with DataLoaderConfiguration(split_batches=True), and give the sampler "
+                "(or HTL) num_replicas=1, rank=0 and a seed, so that it yields whole batches"
+            )
+        if Ranks().size > 1 and not self._has_own_seed:
+            raise ValueError(f"{dealer} deals out the batches of {Ranks().size} samplers: give them the same seed")
+
     def _draw_samples(self, classes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """Samples of classes (K,): (K, samples_per_class), by Floyd's algorithm for all classes at a time.
 
@@ -362,6 +382,23 @@ def _sample_labels(labels: Labels) -> np.ndarray:
     if len(array) == 0:
         raise ValueError("the data set is empty: there are no labels to sample from")
     return array
+
+
+def _dealer() -> str | None:
+    """The class of accelerate's, if one is among the callers, that deals out the batches it draws from this iteration.
+
+    It leaves no trace in the sampler that it wraps, which cannot tell otherwise whether it is drawn from in part. Frames of
+    other modules are not looked into: in older Pythons that would keep their variables alive.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "accelerate.data_loader":
+            owner = frame.f_locals.get("self")
+            # That of a single process passes on all; Hugging Face's Trainer makes one where a sampler knows its rank.
+            if type(owner).__name__ in DEALERS and getattr(owner, "num_processes", None) != 1:
+                return type(owner).__name__
+        frame = frame.f_back
+    return None
 
 
 def _take_free(candidates: Iterable[int], taken: set[int], wanted: int, classes: list[int]) -> int:

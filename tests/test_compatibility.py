@@ -7,14 +7,16 @@ import pytest
 import torch
 from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
 from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+from torch.utils.data import DataLoader
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
 
 from . import test_devices, test_lightning, test_precision, test_refresh_control, test_trainers, test_validation
+from .distributed import sharded
 from .rounding import tolerance
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
-from .training import make_dataset, make_htl, make_trainer
+from .training import NUM_CLASSES, make_dataset, make_htl, make_trainer
 
 README = (Path(__file__).parents[1] / "pml_htl" / "README.md").read_text(encoding="utf-8")
 CPU = torch.device("cpu")
@@ -263,3 +265,52 @@ def half():
 @row("`torch.compile`", "works")
 def compiled():
     test_precision.test_compiled_with_the_model(fitted(), CPU)
+
+
+def in_shards(split_batches, num_replicas):
+    """The batches that accelerate gives to each of two processes, whose samplers yield parts or wholes."""
+    data_loader = pytest.importorskip("accelerate.data_loader")
+    made = [
+        make_htl(make_dataset().tensors[1], num_anchors=4, neighborhood_size=2, num_replicas=num_replicas, rank=rank)
+        for rank in (range(2) if num_replicas == 2 else (0, 0))
+    ]
+    shards = [data_loader.BatchSamplerShard(htl.sampler, 2, rank, split_batches) for rank, htl in enumerate(made)]
+    return [list(DataLoader(range(10**6), batch_sampler=shard)) for shard in shards]
+
+
+@row("accelerate", "works")
+def accelerate():
+    """In one process; `tests/distributed/test_engines.py` has two."""
+    one, other = (torch.stack(batches) for batches in in_shards(split_batches=True, num_replicas=1))
+    htl = make_htl(make_dataset().tensors[1], num_anchors=4, neighborhood_size=2)
+    assert torch.cat([one, other], dim=1).tolist() == list(htl.sampler)
+
+
+@row("accelerate, a prepared loader and the sampler's parts of batches", "refused")
+def accelerate_with_parts():
+    for split_batches in (False, True):
+        with pytest.raises(ValueError, match=r"do not prepare the loader; or .*split_batches=True.*rank=0"):
+            in_shards(split_batches, num_replicas=2)
+
+
+@row("Hugging Face's `Trainer`", "works")
+def hugging_face():
+    """In one process; `tests/distributed/test_engines.py` has two."""
+    pytest.importorskip("transformers")
+    from .distributed import engines
+
+    found = engines.hugging_face()
+    untrained = engines.flat(engines.make_model().parameters())
+    assert (found["weights"] - untrained).abs().max() > 1e-2 and len(found["nodes"]) == NUM_CLASSES
+
+
+@row("FSDP and FSDP2", "works")
+def fsdp(tmp_path):
+    """In one process; `tests/distributed/test_sharded.py` has two."""
+    expected = sharded.refresh(lambda model: model)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'group'}", world_size=1, rank=0)
+    try:
+        for wrap in sharded.WRAPPERS.values():
+            assert torch.equal(sharded.refresh(wrap)["nodes"], expected["nodes"])
+    finally:
+        torch.distributed.destroy_process_group()

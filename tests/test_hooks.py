@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from pml_htl import ClassStatistics, ClassTree, TreeRefresh
+from pml_htl.distributed import Ranks
 from pml_htl.refreshing.embedding import collect_statistics
 
 from .training import NUM_CLASSES, PER_CLASS, make_dataset, make_hooks, make_htl, make_trainer
@@ -248,10 +249,11 @@ def test_statistics_of_batches_are_those_of_all_samples_whatever_the_order(monke
     for order in (torch.arange(len(labels)), torch.randperm(len(labels), generator=generator)):
         copied.clear()
         batches = [(embeddings[part], labels[part]) for part in order.split(8)]
-        found = collect_statistics([], batches)
+        found = collect_statistics([], lambda inputs: inputs, batches, Ranks.alone())
         assert torch.equal(found.labels, expected.labels) and torch.equal(found.counts, expected.counts)
         torch.testing.assert_close(found.means, expected.means)
         torch.testing.assert_close(found.spreads, expected.spreads)
     copied.clear()
-    collect_statistics([], [(embeddings[part], labels[part]) for part in torch.arange(len(labels)).split(8)])
+    batches = [(embeddings[part], labels[part]) for part in torch.arange(len(labels)).split(8)]
+    collect_statistics([], lambda inputs: inputs, batches, Ranks.alone())
     assert sum(copied) < 640 * 4 * 10  # log2(640) is about 10; in every batch it would be 640 * 160 / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -16,46 +17,86 @@ from ..common.labels import Labels, label_tensor
 from ..distributed import Ranks
 from ..tree import ClassStatistics
 
-Batches: TypeAlias = Iterable[tuple[torch.Tensor, Labels]]  # embeddings (B, D) and labels (B,)
+REFRESH = "the refresh of the class tree"
+
+Batches: TypeAlias = Iterable[tuple[Any, Labels]]  # inputs of B samples and their labels (B,)
 
 
-def collect_statistics(models: list[torch.nn.Module], batches: Batches) -> ClassStatistics:
-    """The class statistics of embeddings that `models` make while `batches` is iterated; O(C D) memory.
+def collect_statistics(
+    models: list[torch.nn.Module], embed: Callable[[Any], torch.Tensor], batches: Batches, ranks: Ranks
+) -> ClassStatistics:
+    """The class statistics of the embeddings that `embed` makes of `batches` by `models`; O(C D) memory.
 
     Beside the models it takes O((N + C) D log C) time for N samples, in whatever order their classes come.
+
+    With several `ranks` each has batches of its own, and statistics of these; what fails on one fails on all. If the models
+    are sharded, all ranks enter each forward pass together. One that has no more batches repeats its last, which does not
+    count again. An error in the forward pass itself is raised where it is, and the others learn of it only by torch, when
+    that process ends or the group's timeout is over: they are in the midst of it, waiting for weights.
 
     Raises:
         ValueError: no batches, labels that are not one per sample, and whatever `ClassStatistics.update` raises.
         TypeError: labels that are not integers, or a model that makes anything else than a tensor of floats.
+        RuntimeError: another rank has failed; names it and its error.
     """
+    # Ranks learn of each other's failures at the end; or in every step, before they enter a forward pass that needs all.
+    in_step = ranks.size > 1 and is_sharded(models)
+    every_step, all_steps = (ranks, Ranks.alone()) if in_step else (Ranks.alone(), ranks)
     put_back = _what_is(models)
     try:
-        with _eval_mode(models), kept_random_states(), torch.no_grad():
-            return _collect(batches)
+        with all_steps.together(REFRESH), _eval_mode(models), _sharded_again(models), kept_random_states(), torch.no_grad():
+            return _collect(embed, batches, every_step)
     except BaseException:
         put_back()  # Ctrl-C may have come while the contexts above did so
         raise
 
 
-def _collect(batches: Batches) -> ClassStatistics:
+def is_sharded(models: list[torch.nn.Module]) -> bool:
+    """Whether a forward pass gathers weights from other processes, by FSDP or FSDP2."""
+    return any(_modules_of(kind, models) for kind in ("FullyShardedDataParallel", "FSDPModule"))
+
+
+def _modules_of(kind: str, models: list[torch.nn.Module]) -> list[Any]:
+    """The modules that are of a class of torch.distributed.fsdp, without importing that where nobody else has."""
+    cls = getattr(sys.modules.get("torch.distributed.fsdp"), kind, None)
+    return [module for model in models for module in model.modules() if cls is not None and isinstance(module, cls)]
+
+
+def _collect(embed: Callable[[Any], torch.Tensor], batches: Batches, ranks: Ranks) -> ClassStatistics:
+    """Statistics of this rank's batches; all ranks make as many forward passes."""
     parts: list[ClassStatistics] = []
-    for embeddings, labels in batches:
-        labels = label_tensor(labels)
-        if labels.ndim != 1:
-            raise ValueError(
-                f"the labels of a batch are of shape {tuple(labels.shape)}, but a class tree has one label per sample: "
-                "give the trainer a single label_hierarchy_level"
-            )
-        check_embeddings(embeddings, "the embeddings that the model makes")
-        parts.append(ClassStatistics(labels, embeddings.shape[-1]).update(embeddings, labels))
-        # Parts are joined when they are about as large, so that new classes in every batch do not copy all old ones.
-        while len(parts) > 1 and 2 * len(parts[-1].labels) >= len(parts[-2].labels):
+    remaining, inputs = iter(batches), None
+    while True:
+        with ranks.together(REFRESH):
+            batch = next(remaining, None)
+        if not any(ranks.gather(batch is not None)):
+            break
+        if batch is not None:
+            inputs, labels = batch
+        embeddings = embed(inputs)  # outside `together`: all may wait here for each other
+        with ranks.together(REFRESH):
+            if batch is not None:
+                _add(parts, embeddings, labels)
+    with ranks.together(REFRESH):
+        while len(parts) > 1:
             _join_last(parts)
-    while len(parts) > 1:
-        _join_last(parts)
-    if not parts:
-        raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
+        if not parts:
+            raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
     return parts[0]
+
+
+def _add(parts: list[ClassStatistics], embeddings: torch.Tensor, labels: Labels) -> None:
+    labels = label_tensor(labels)
+    if labels.ndim != 1:
+        raise ValueError(
+            f"the labels of a batch are of shape {tuple(labels.shape)}, but a class tree has one label per sample: "
+            "give the trainer a single label_hierarchy_level"
+        )
+    check_embeddings(embeddings, "the embeddings that the model makes")
+    parts.append(ClassStatistics(labels, embeddings.shape[-1]).update(embeddings, labels))
+    # Parts are joined when they are about as large, so that new classes in every batch do not copy all old ones.
+    while len(parts) > 1 and 2 * len(parts[-1].labels) >= len(parts[-2].labels):
+        _join_last(parts)
 
 
 def inputs_and_labels(batch: Any) -> tuple[Any, Labels]:
@@ -131,6 +172,16 @@ def _eval_mode(models: list[torch.nn.Module]) -> Iterator[None]:
         yield
     finally:
         put_back()
+
+
+@contextmanager
+def _sharded_again(models: list[torch.nn.Module]) -> Iterator[None]:
+    """Afterwards weights of FSDP2 are in parts. It keeps the outermost whole for a backward pass, which does not come."""
+    try:
+        yield
+    finally:
+        for module in _modules_of("FSDPModule", models):
+            module.reshard()
 
 
 def _modes_of(models: list[torch.nn.Module]) -> Callable[[], None]:

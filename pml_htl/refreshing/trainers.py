@@ -23,8 +23,8 @@ CHANGE_SAMPLER = (
 )
 
 
-def embed_batches(trainer: Any, loader: DataLoader[Any], part: slice) -> Iterator[tuple[torch.Tensor, Labels]]:
-    """Embeddings and labels as the trainer's loss gets them, batch by batch.
+def streams_and_labels(trainer: Any, loader: DataLoader[Any]) -> Iterator[tuple[Any, Labels]]:
+    """What the trainer embeds, and labels as its loss gets them, batch by batch.
 
     A batch of `TwoStreamMetricLoss` has two streams of samples with the same labels; both count.
     """
@@ -32,7 +32,7 @@ def embed_batches(trainer: Any, loader: DataLoader[Any], part: slice) -> Iterato
         *streams, labels = trainer.data_and_label_getter(batch)
         labels = process_label(labels, trainer.label_hierarchy_level, trainer.label_mapper)
         for data in streams:
-            yield trainer.compute_embeddings(data)[:, part], labels
+            yield data, labels
 
 
 @contextmanager
