@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from .refreshing.embedding import (
     share_of,
     subset_per_class,
 )
+from .refreshing.progress import with_progress
 from .refreshing.streaming import LossWatch
 from .refreshing.trainers import (
     check_watched,
@@ -44,9 +45,10 @@ class TreeRefresh:
     """Fits the tree to the current embeddings of the training set; an `end_of_epoch_hook` of PML's trainers.
 
     Each refresh is one pass over `dataset` in eval mode without gradients, batch by batch into the class statistics, so
-    that memory is O(C D). Afterwards every module is in the mode it was in, all random states are what they were, and the
-    trainer's next batch is drawn from the new tree if its sampler has it. If embedding or fitting fails the error goes on to
-    the caller and the old tree stays.
+    that memory is O(C D). After a second it shows a bar on the first process, as PML's trainers and testers do;
+    `TQDM_DISABLE=1` turns all of these off. Afterwards every module is in the mode it was in, all random states are what
+    they were, and the trainer's next batch is drawn from the new tree if its sampler has it. If embedding or fitting fails
+    the error goes on to the caller and the old tree stays.
 
     It embeds and labels samples the way the trainer does (collate function, getter, label mapping, hierarchy level). With
     `TwoStreamMetricLoss` both streams count; with `CascadedEmbeddings` the tree is that of the slice which its loss sees.
@@ -383,7 +385,7 @@ class TreeRefresh:
 
     def _loader(
         self, num_workers: int, collate_fn: Callable[..., Any] | None, ranks: Ranks, known_labels: np.ndarray | None
-    ) -> DataLoader[Any]:
+    ) -> Iterable[Any]:
         dataset = self.dataset
         assert dataset is not None  # only a streaming refresh goes without
         if self.samples_per_class is not None:
@@ -399,7 +401,7 @@ class TreeRefresh:
             dataset = subset_per_class(dataset, labels, self.samples_per_class, generator)
         if ranks.size > 1:
             dataset = share_of(dataset, ranks)
-        return make_loader(dataset, self.batch_size, num_workers, collate_fn)
+        return with_progress(make_loader(dataset, self.batch_size, num_workers, collate_fn), ranks)
 
 
 def anew(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import pickle
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pytorch_metric_learning.trainers import MetricLossOnly
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pml_htl import ClassTree, TreeRefresh
+from pml_htl.refreshing import progress
 from pml_htl.refreshing.embedding import subset_per_class
 
 from .processes import environment
@@ -54,6 +56,22 @@ def test_every_n_iterations_counts_from_the_end_of_the_warmup(options, expected)
 
 def test_a_resumed_training_goes_on_counting():
     assert iterations_of_refreshes(3, start_epoch=2, every_n_iterations=4) == [10, 14, 18]
+
+
+@pytest.mark.parametrize("delay, rank, is_shown", [(0, 0, True), (60, 0, False), (0, 1, False)])
+def test_a_long_pass_shows_how_far_it_is_on_the_first_process(delay, rank, is_shown, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "DELAY", delay)
+    loader = DataLoader(DATASET, batch_size=36)
+    assert len(list(progress.with_progress(loader, SimpleNamespace(rank=rank)))) == 4
+    shown = capsys.readouterr().err
+    assert ("refresh of the class tree: 100%" in shown and "4/4" in shown) == is_shown and (is_shown or not shown)
+
+
+def test_a_refresh_shows_it(monkeypatch, capsys):
+    for delay, is_shown in ((60, False), (0, True)):
+        monkeypatch.setattr(progress, "DELAY", delay)
+        make_htl(LABELS).refresh_hook(DATASET, batch_size=36).refresh(torch.nn.Linear(INPUTS.shape[1], 8))
+        assert ("refresh of the class tree: 100%" in capsys.readouterr().err) == is_shown
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from .._pml import process_label
 from ..common.labels import Labels, label_tensor, name_some
@@ -23,7 +23,7 @@ CHANGE_SAMPLER = (
 )
 
 
-def streams_and_labels(trainer: Any, loader: DataLoader[Any]) -> Iterator[tuple[Any, Labels]]:
+def streams_and_labels(trainer: Any, loader: Iterable[Any]) -> Iterator[tuple[Any, Labels]]:
     """What the trainer embeds, and labels as its loss gets them, batch by batch.
 
     A batch of `TwoStreamMetricLoss` has two streams of samples with the same labels; both count.
