@@ -11,7 +11,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
 
-from . import test_precision, test_refresh_control, test_trainers
+from . import test_precision, test_recipe, test_refresh_control, test_trainers
 from .rounding import tolerance
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
 from .training import make_dataset, make_htl, make_trainer
@@ -225,6 +225,14 @@ row("`data_and_label_getter`, `collate_fn`, dictionary batches", "works")(scheme
 row("labels as tensors, arrays, lists, or strings that your getter maps", "works")(
     scheme("tensors", "integers", "arrays", "strings")
 )
+
+
+@row("`HTL(..., samples_per_class=1)`, or batches of one class", "refused")
+def batches_without_triplets():
+    test_recipe.test_batches_without_triplets_are_refused((2, 3, 1), "no sample of a batch has a positive")
+    test_recipe.test_batches_without_triplets_are_refused((1, 1, 4), "no sample of a batch has a negative")
+
+
 row("`freeze_these`, `freeze_trunk_batchnorm`", "works")(test_trainers.test_frozen_models_and_batchnorm_stay_frozen)
 row("`dataloader_num_workers`, persistent workers, spawned workers", "works")(
     test_refresh_control.test_persistent_workers_bring_no_batches_of_the_old_tree
