@@ -65,8 +65,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
 
     All triplets, and those of a pair tuple, are not listed where PML's own mean, sum, non-zero average, threshold or
     class-weighted reducer follows: memory is then O(B R) for R reference samples. Swap, smooth_loss, other reducers, mined
-    triplets and random ones take the list of triplets, as in PML, but never more than that. On CUDA the sums raise under
-    `torch.use_deterministic_algorithms(True)`: torch has no such form of the running sum that they need.
+    triplets and random ones take the list of triplets, as in PML, but never more than that. With
+    `torch.use_deterministic_algorithms(True)` nothing of this raises on CUDA; the sums take some more passes over B x R.
 
     Recorded, beside what PML's classes record: `margin`, the mean over the triplets of the last batch; with `collect_stats`
     also `min_margin`, `max_margin`, and `active_share`, the share of triplets with a loss above zero. The tree records

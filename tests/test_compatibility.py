@@ -259,3 +259,9 @@ def half():
 @row("`torch.compile`", "works")
 def compiled():
     test_precision.test_compiled_with_the_model(fitted(), CPU)
+
+
+@row("`torch.use_deterministic_algorithms(True)`", "works")
+def deterministic(monkeypatch):
+    for options in ({}, {"temperature": 0.05}, {"swap": True}):
+        test_precision.test_deterministic_algorithms_are_enough(fitted(), 2, "all", options, monkeypatch)

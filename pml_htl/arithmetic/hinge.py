@@ -145,7 +145,7 @@ def _by_searching(
 
     times = losses.new_ones(()).expand(losses.shape) if times is None else times.to(wide)
     steps = torch.zeros_like(running_sums).scatter_add_(1, first, times).scatter_add_(1, last, -times)
-    violated = torch.zeros_like(weights).scatter_(1, order, weights * steps.cumsum(dim=1)[:, :-1])
+    violated = torch.zeros_like(weights).scatter_(1, order, weights * _running_sum(steps)[:, 1:-1])
     return (times * losses).sum(dim=1), violated, times * violating
 
 
@@ -156,7 +156,14 @@ def _wide(values: torch.Tensor) -> torch.dtype:
 
 def _running_sum(values: torch.Tensor) -> torch.Tensor:
     """(b, t + 1): the sum of the first 0, 1, ... t values of each row."""
-    return torch.nn.functional.pad(values.cumsum(dim=1), (1, 0))
+    if torch.are_deterministic_algorithms_enabled():  # on CUDA torch's own is not
+        span = 1  # how many values each place has the sum of: its own and those before it
+        while span < values.shape[1]:
+            values = torch.cat([values[:, :span], values[:, span:] + values[:, :-span]], dim=1)
+            span *= 2
+    else:
+        values = values.cumsum(dim=1)
+    return torch.nn.functional.pad(values, (1, 0))
 
 
 def _row_blocks(matrix: torch.Tensor, numbers_per_element: int) -> list[slice]:
