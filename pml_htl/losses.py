@@ -18,6 +18,7 @@ from .arithmetic.softmax import soft_losses_of_pairs, soft_losses_of_triplets
 from .arithmetic.triplets import Mined, Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
 from .common.labels import Labels, integer_at_least
 from .common.precision import full_precision
+from .common.transforms import is_batched, lasting
 from .common.warn import IdleWatch
 from .inputs import prepare_indices, prepare_inputs
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
@@ -67,6 +68,10 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     class-weighted reducer follows: memory is then O(B R) for R reference samples. Swap, smooth_loss, other reducers, mined
     triplets and random ones take the list of triplets, as in PML, but never more than that. With
     `torch.use_deterministic_algorithms(True)` nothing of this raises on CUDA; the sums take some more passes over B x R.
+
+    `torch.func` may transform it (grad, vmap, jvp, jacrev, hessian, ...), for more time and memory. `vmap` goes over
+    embeddings, and where sums are enough over labels too; reducers with a threshold it cannot follow through a list of
+    losses. What it makes several of (such as the share of active triplets) is not recorded then.
 
     Recorded, beside what PML's classes record: `margin`, the mean over the triplets of the last batch; with `collect_stats`
     also `min_margin`, `max_margin`, and `active_share`, the share of triplets with a loss above zero. The tree records
@@ -195,7 +200,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     def _summed(self, batch: _Batch) -> dict[str, dict[str, Any]]:
         losses = self._hinge_losses(batch)
         reduction = reduce_losses(reducer_of_triplets(self.reducer), losses)
-        self._reduced = losses, reduction
+        if not is_batched(reduction.num_counted):
+            self._reduced = losses, reduction
         self._record(losses.mean_margin(), losses.margin_range, losses.active_share, reduction.num_active)
         return {"loss": {"losses": reduction.value, "indices": None, "reduction_type": "already_reduced"}}
 
@@ -259,11 +265,14 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         num_active: torch.Tensor,
     ) -> None:
         nodes = self.miner.tree.nodes
-        if nodes is not None:  # the mean stays on its device: whoever records it waits for it; NaN is of no triplets
-            self.margin = torch.where(mean_margin.isnan(), self.margin, mean_margin)
+        # Under vmap there is a value for each copy, and none to record.
+        if nodes is not None and not is_batched(mean_margin):
+            # The mean stays on its device: whoever records it waits for it. NaN is of no triplets.
+            self.margin = lasting(torch.where(mean_margin.isnan(), self.margin, mean_margin))
         if self.collect_stats:
-            self.min_margin, self.max_margin = (float(limit) for limit in margin_range())
-            self.active_share = float(active_share())
+            figures = (*margin_range(), active_share())
+            if not any(map(is_batched, figures)):
+                self.min_margin, self.max_margin, self.active_share = map(float, figures)
         self._note_active(num_active)
 
     def _note_active(self, num_active: torch.Tensor) -> None:

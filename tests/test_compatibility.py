@@ -11,7 +11,7 @@ from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, Di
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
 
-from . import test_precision, test_recipe, test_refresh_control, test_trainers
+from . import test_precision, test_recipe, test_refresh_control, test_trainers, test_transforms
 from .rounding import tolerance
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
 from .training import make_dataset, make_htl, make_trainer
@@ -259,6 +259,19 @@ def half():
 @row("`torch.compile`", "works")
 def compiled():
     test_precision.test_compiled_with_the_model(fitted(), CPU)
+
+
+row("`torch.func`: `grad`, `vmap`, `jvp`, `jacrev`, `jacfwd`, `hessian`", "works")(
+    test_transforms.test_what_pmls_triplet_loss_can_do_this_can
+)
+
+
+@row("`CrossBatchMemory` under `torch.func`", "refused")
+def transformed_memory():
+    embeddings, labels = batch()
+    for memory in (CrossBatchMemory(ours(), 16, 50), losses.CrossBatchMemory(pmls(), 16, 50)):
+        with pytest.raises(RuntimeError, match="in-place operation"):
+            torch.func.grad(memory)(embeddings, labels)
 
 
 @row("`torch.use_deterministic_algorithms(True)`", "works")

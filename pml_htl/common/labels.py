@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from .transforms import all_copies, outside_transforms
+
 Labels: TypeAlias = torch.Tensor | np.ndarray | Sequence[int] | int
 
 _MAX_NAMED = 5
@@ -36,7 +38,8 @@ def label_tensor(labels: Labels, device: torch.device | str | None = None) -> to
     elif labels.numel() == 0:
         labels = labels.to(torch.int64)
     elif labels.dtype == torch.uint64:
-        return label_tensor(labels.cpu().numpy(), labels.device if device is None else device)
+        with outside_transforms():
+            return label_tensor(labels.cpu().numpy(), labels.device if device is None else device)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, but these are of type {labels.dtype}; map them to integers first")
     return labels.detach().to(device=device, dtype=torch.int64)
@@ -48,13 +51,14 @@ def positions(labels: torch.Tensor, classes: torch.Tensor, owner: str) -> torch.
     Raises a `ValueError` that names labels which are not among the classes; `owner` says whose classes they are. Labels on
     an accelerator are not waited for: there an unknown one is a device-side assertion, which comes later and names none.
     """
-    found = torch.searchsorted(classes, labels.contiguous()).clamp_(max=len(classes) - 1)
-    unknown = classes[found] != labels
+    found = torch.searchsorted(classes, labels.contiguous()).clamp(max=len(classes) - 1)
+    unknown = all_copies(classes[found] != labels)
     if labels.device.type not in ("cpu", "mps"):  # MPS has no such assertion
         torch._assert_async(~unknown.any(), f"a label is not among the {len(classes)} classes of {owner}")
     elif unknown.any():
+        given = all_copies(labels)
         raise ValueError(
-            f"{name_some(labels[unknown])} not among the {len(classes)} classes of {owner} "
+            f"{name_some(given[~torch.isin(given, classes)])} not among the {len(classes)} classes of {owner} "
             f"(smallest {classes[0].item()}, largest {classes[-1].item()}); "
             "give both the same labels, before or after any mapping of labels"
         )

@@ -11,6 +11,7 @@ import torch
 
 from ..common.batches import check_embeddings, check_lengths, joint_shape
 from ..common.labels import Labels, integer_at_least, label_tensor, positions
+from ..common.transforms import outside_transforms
 from ..common.warn import warn_of_collapse
 from ..distributed import Ranks
 from . import given as hierarchies
@@ -344,7 +345,8 @@ class ClassTree(torch.nn.Module):
         if value.device == device:
             return value
         if (name, device) not in self._copies:
-            self._copies[name, device] = value.to(device)
+            with outside_transforms():
+                self._copies[name, device] = value.to(device)
         return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
@@ -368,9 +370,10 @@ class ClassTree(torch.nn.Module):
         """`cophenetic_distances` of class positions."""
         heights = self.part("merge_heights")
         if ("maxima", a.device) not in self._copies:
-            row, gaps = lay_out(self.part("merge_edges").cpu().numpy(), heights.cpu().numpy())
-            self._copies["places", a.device] = torch.from_numpy(row).to(a.device)
-            self._copies["maxima", a.device] = torch.from_numpy(maxima_of_runs(gaps)).to(a.device)
+            with outside_transforms():
+                row, gaps = lay_out(self.part("merge_edges").cpu().numpy(), heights.cpu().numpy())
+                self._copies["places", a.device] = torch.from_numpy(row).to(a.device)
+                self._copies["maxima", a.device] = torch.from_numpy(maxima_of_runs(gaps)).to(a.device)
         places, maxima = self._copies["places", a.device], self._copies["maxima", a.device]
         return largest_between(maxima, places[a], places[b])
 
