@@ -18,6 +18,7 @@ from .arithmetic.softmax import soft_losses_of_pairs, soft_losses_of_triplets
 from .arithmetic.triplets import Mined, Triplets, all_triplets, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
 from .common.labels import Labels, integer_at_least
 from .common.precision import full_precision
+from .common.transforms import is_batched, lasting
 from .common.warn import IdleWatch
 from .inputs import prepare_indices, prepare_inputs
 from .miners import MINED_BY, DynamicMarginMiner, check_distance
@@ -65,8 +66,12 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
 
     All triplets, and those of a pair tuple, are not listed where PML's own mean, sum, non-zero average, threshold or
     class-weighted reducer follows: memory is then O(B R) for R reference samples. Swap, smooth_loss, other reducers, mined
-    triplets and random ones take the list of triplets, as in PML, but never more than that. On CUDA the sums raise under
-    `torch.use_deterministic_algorithms(True)`: torch has no such form of the running sum that they need.
+    triplets and random ones take the list of triplets, as in PML, but never more than that. With
+    `torch.use_deterministic_algorithms(True)` nothing of this raises on CUDA; the sums take some more passes over B x R.
+
+    `torch.func` may transform it (grad, vmap, jvp, jacrev, hessian, ...), for more time and memory. `vmap` goes over
+    embeddings, and where sums are enough over labels too; reducers with a threshold it cannot follow through a list of
+    losses. What it makes several of (such as the share of active triplets) is not recorded then.
 
     In eval mode (`loss.eval()`) it takes labels that the tree does not know, for a validation loss on unseen classes. A pair
     of which one class or both are unknown has the margin `initial_margin`, before the first fit and after it; a pair of
@@ -203,15 +208,16 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     def _summed(self, batch: _Batch) -> dict[str, dict[str, Any]]:
         losses = self._hinge_losses(batch)
         reduction = reduce_losses(reducer_of_triplets(self.reducer), losses)
-        self._reduced = losses, reduction
-        self._record(losses.mean_margin(), losses.margin_range, losses.active_share, reduction.num_active)
+        if not is_batched(reduction.num_counted):
+            self._reduced = losses, reduction
+        self._record(losses.mean_margin(), losses.margin_range, losses.active_triplets, reduction.num_active)
         return {"loss": {"losses": reduction.value, "indices": None, "reduction_type": "already_reduced"}}
 
     def _softened(self, temperature: float, batch: _Batch) -> dict[str, dict[str, Any]]:
         hinge = self._hinge_losses(batch)
         losses, pairs = soft_losses_of_pairs(hinge.distances, hinge.margins, hinge.pairs, temperature)
         num_losses = torch.full((), len(losses), device=batch.embeddings.device)  # none of them is zero
-        self._record(hinge.mean_margin(), hinge.margin_range, hinge.active_share, num_losses)
+        self._record(hinge.mean_margin(), hinge.margin_range, hinge.active_triplets, num_losses)
         if len(losses) == 0:
             return self.zero_losses()
         return {"loss": {"losses": losses, "indices": pairs, "reduction_type": "pos_pair"}}
@@ -245,7 +251,7 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         violation = self.distance.margin(to_positive, to_negative) + margins
         active = violation.detach() > 0
         num_active = active.sum()
-        self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: int(num_active) / len(active), num_active)
+        self._record(margins.mean(), lambda: torch.aminmax(margins), lambda: (num_active, len(active)), num_active)
         if self.temperature is not None:
             triplets = anchors, positives, negatives
             losses, pairs = soft_losses_of_triplets(violation, triplets, len(ref_labels), self.temperature)
@@ -266,15 +272,20 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
         self,
         mean_margin: torch.Tensor,
         margin_range: Callable[[], tuple[torch.Tensor, torch.Tensor]],
-        active_share: Callable[[], float],
+        active_triplets: Callable[[], tuple[torch.Tensor, torch.Tensor | int]],  # how many are active, of how many
         num_active: torch.Tensor,
     ) -> None:
         nodes = self.miner.tree.nodes
-        if nodes is not None:  # the mean stays on its device: whoever records it waits for it; NaN is of no triplets
-            self.margin = torch.where(mean_margin.isnan(), self.margin, mean_margin)
+        # Under vmap there is a value for each copy, and none to record.
+        if nodes is not None and not is_batched(mean_margin):
+            # The mean stays on its device: whoever records it waits for it. NaN is of no triplets.
+            self.margin = lasting(torch.where(mean_margin.isnan(), self.margin, mean_margin))
         if self.collect_stats:
-            self.min_margin, self.max_margin = (float(limit) for limit in margin_range())
-            self.active_share = active_share()
+            low, high = margin_range()
+            num_active_triplets, num_triplets = active_triplets()
+            if not any(map(is_batched, (low, high, num_active_triplets))):
+                self.min_margin, self.max_margin = float(low), float(high)
+                self.active_share = int(num_active_triplets) / max(1, int(num_triplets))
         self._note_active(num_active)
 
     def _note_active(self, num_active: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ from .arithmetic.triplets import Triplets, pairs_of_labels, triplets_where
 from .common.batches import joint_shape
 from .common.labels import Labels, label_tensor
 from .common.precision import full_precision, widest_float
+from .common.transforms import is_batched
 from .inputs import prepare_inputs
 from .tree import ClassTree
 
@@ -120,7 +121,8 @@ class DynamicMarginMiner(BaseMiner):
         """`margins` of labels (B,) and ref_labels (R,) in training or eval mode: (B, R) of `dtype`."""
         if not self.tree.is_fitted:
             return torch.full((len(labels), len(ref_labels)), self.initial_margin, dtype=dtype, device=labels.device)
-        if labels.device.type != "cpu":  # the number of distinct labels is not known there without waiting
+        # The number of distinct labels is not known there without waiting, or is another one for each copy under vmap.
+        if labels.device.type != "cpu" or is_batched(labels) or is_batched(ref_labels):
             return self._margins_of_all(labels, ref_labels, training).to(dtype)
         classes, rows = labels.unique(return_inverse=True)
         ref_classes, columns = (classes, rows) if ref_labels is labels else ref_labels.unique(return_inverse=True)

@@ -22,7 +22,8 @@ class HTL:
     Args:
         labels: (N,) the label of every training sample, as sampler and loss see them (after any mapping).
         num_anchors, neighborhood_size, samples_per_class: the batch: so many anchor classes, each with its neighbourhood of
-            so many classes (itself counted), so many samples of each. See `AnchorNeighborSampler`.
+            so many classes (itself counted), so many samples of each. At least two classes, and two samples of each, so
+            that there are triplets. See `AnchorNeighborSampler`.
         num_levels, linkage: of the tree, 16 and "single" by default. See `ClassTree`.
         tree: instead, a tree of one's own with its own settings, such as `ClassTree.from_taxonomy(...)`. Its `max_neighbors`
             should be at least `num_anchors * neighborhood_size - 1`: any neighbour may be taken by the other classes of a
@@ -36,7 +37,7 @@ class HTL:
         batch_size: num_anchors * neighborhood_size * samples_per_class; of several processes, the part of one.
 
     Raises:
-        ValueError: `tree` together with `num_levels` or `linkage`.
+        ValueError: `tree` together with `num_levels` or `linkage`, or batches of one class, or with one sample of each.
         ValueError, TypeError: as the parts do.
 
     Example:
@@ -87,6 +88,14 @@ class HTL:
             num_replicas=num_replicas,
             rank=rank,
         )
+        if samples_per_class == 1 or num_anchors * neighborhood_size == 1:
+            lacking = "positive" if samples_per_class == 1 else "negative"
+            raise ValueError(
+                f"num_anchors={num_anchors}, neighborhood_size={neighborhood_size}, samples_per_class={samples_per_class}: "
+                f"no sample of a batch has a {lacking}, so that the loss is zero for ever; take two classes or more, two "
+                f"samples or more of each. If a CrossBatchMemory brings the {lacking}s, make the parts one by one: an "
+                "AnchorNeighborSampler takes such numbers"
+            )
         if tree is None:  # any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has
             self.tree.max_neighbors = max(self.tree.max_neighbors, num_anchors * neighborhood_size - 1)
         self.miner = DynamicMarginMiner(

@@ -12,7 +12,16 @@ from torch.utils.data import DataLoader
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 from pml_htl.losses import CrossBatchMemory, SelfSupervisedLoss
 
-from . import test_devices, test_lightning, test_precision, test_refresh_control, test_trainers, test_validation
+from . import (
+    test_devices,
+    test_lightning,
+    test_precision,
+    test_recipe,
+    test_refresh_control,
+    test_trainers,
+    test_transforms,
+    test_validation,
+)
 from .distributed import sharded
 from .rounding import tolerance
 from .test_losses import REDUCERS, TUPLES, assert_same, batch, ours, pmls, run
@@ -227,6 +236,14 @@ row("`data_and_label_getter`, `collate_fn`, dictionary batches", "works")(scheme
 row("labels as tensors, arrays, lists, or strings that your getter maps", "works")(
     scheme("tensors", "integers", "arrays", "strings")
 )
+
+
+@row("`HTL(..., samples_per_class=1)`, or batches of one class", "refused")
+def batches_without_triplets():
+    test_recipe.test_batches_without_triplets_are_refused((2, 3, 1), "no sample of a batch has a positive")
+    test_recipe.test_batches_without_triplets_are_refused((1, 1, 4), "no sample of a batch has a negative")
+
+
 row("`freeze_these`, `freeze_trunk_batchnorm`", "works")(test_trainers.test_frozen_models_and_batchnorm_stay_frozen)
 row("`dataloader_num_workers`, persistent workers, spawned workers", "works")(
     test_refresh_control.test_persistent_workers_bring_no_batches_of_the_old_tree
@@ -314,3 +331,22 @@ def fsdp(tmp_path):
             assert torch.equal(sharded.refresh(wrap)["nodes"], expected["nodes"])
     finally:
         torch.distributed.destroy_process_group()
+
+
+row("`torch.func`: `grad`, `vmap`, `jvp`, `jacrev`, `jacfwd`, `hessian`", "works")(
+    test_transforms.test_what_pmls_triplet_loss_can_do_this_can
+)
+
+
+@row("`CrossBatchMemory` under `torch.func`", "refused")
+def transformed_memory():
+    embeddings, labels = batch()
+    for memory in (CrossBatchMemory(ours(), 16, 50), losses.CrossBatchMemory(pmls(), 16, 50)):
+        with pytest.raises(RuntimeError, match="in-place operation"):
+            torch.func.grad(memory)(embeddings, labels)
+
+
+@row("`torch.use_deterministic_algorithms(True)`", "works")
+def deterministic(monkeypatch):
+    for options in ({}, {"temperature": 0.05}, {"swap": True}):
+        test_precision.test_deterministic_algorithms_are_enough(fitted(), 2, "all", options, monkeypatch)

@@ -123,7 +123,8 @@ def test_reducers_from_sums_are_pmls_from_lists(name, batch):
     assert reduction.value.item() == pytest.approx(expected.item(), abs=1e-12)
     for stat in theirs._record_these_stats + ["num_above_high"] * hasattr(theirs, "num_above_high"):
         assert getattr(ours, stat) == getattr(theirs, stat), stat
-    share = sums.active_share()
+    num_active, num_triplets = sums.active_triplets()
+    share = int(num_active) / max(1, int(num_triplets))
     assert share == pytest.approx(np.mean([v > 0 for _, v in found]) if found else 0)
     if found:
         margins_of_triplets = [

@@ -48,7 +48,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import pml_htl
 assert pml_htl.__file__.startswith(sys.argv[1]), pml_htl.__file__
-pml_htl.HTL(range(9), num_anchors=1, neighborhood_size=2, samples_per_class=1)
+pml_htl.HTL(range(9), num_anchors=1, neighborhood_size=2, samples_per_class=2)
 print(pml_htl.__version__)
 """
     command = [sys.executable, "-c", code, str(tmp_path)]

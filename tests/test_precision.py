@@ -1,13 +1,17 @@
-"""Half precision, float64, autocast, other devices and torch.compile."""
+"""Half precision, float64, autocast, other devices, deterministic algorithms and torch.compile."""
 
+import contextlib
 import copy
 
 import pytest
 import torch
 from pytorch_metric_learning import reducers
 from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.miners import MultiSimilarityMiner, TripletMarginMiner
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
+from pml_htl.arithmetic import triplets
 from pml_htl.losses import CrossBatchMemory
 
 pytestmark = pytest.mark.numerical
@@ -137,6 +141,57 @@ def test_a_tree_on_another_device_is_copied_there_once_per_fit(fitted):
     assert tree._on(there.device, "nodes") is copied
     tree.fit_embeddings(embeddings.cpu(), labels)
     assert tree._on(there.device, "nodes") is not copied
+
+
+class RefusesAsCuda(TorchDispatchMode):
+    """Raises where `torch.use_deterministic_algorithms(True)` does on CUDA, as its documentation lists the operations."""
+
+    ALWAYS = ("put", "put_", "histc", "median", "nanmedian", "kthvalue", "nll_loss_forward", "_ctc_loss", "logcumsumexp")
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = operation.overloadpacket.__name__
+        running = name.startswith(("cumsum", "cumprod")) and args[0].is_floating_point()
+        weighted = name == "bincount" and ((len(args) > 1 and args[1] is not None) or kwargs.get("weights") is not None)
+        multiplied = name.startswith("scatter_reduce") and args[4] == "prod"
+        if name in self.ALWAYS or running or weighted or multiplied:
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
+        return operation(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def deterministic():
+    """Deterministic algorithms are asked for, on a device where they may be missing."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        with RefusesAsCuda():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("tuples", ["all", "triplets", "pairs"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reducer": reducers.ThresholdReducer(low=0.1, high=0.9)}, {"temperature": 0.05}, {"swap": True},
+     {"smooth_loss": True}, {"collect_stats": True}],
+    ids=str,
+)  # fmt: skip
+def test_deterministic_algorithms_are_enough(fitted, power, tuples, options, monkeypatch):
+    monkeypatch.setattr(triplets, "_most", lambda numbers: None)  # as on a GPU, where looking is not free
+    tree, embeddings, labels = fitted
+    leaf = embeddings.cpu().double().requires_grad_()
+    mined = {"all": None, "triplets": TripletMarginMiner(0.1), "pairs": MultiSimilarityMiner()}[tuples]
+    loss, results = make(tree, power, **options), []
+    for context in (deterministic, contextlib.nullcontext):
+        with context():
+            ClassTree().fit_embeddings(leaf.detach(), labels)
+            DynamicMarginMiner(tree, collect_stats=True)(leaf, labels)
+            value = loss(leaf, labels, mined and mined(leaf, labels))
+            results.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow

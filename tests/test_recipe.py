@@ -1,6 +1,7 @@
 import doctest
 import importlib
 import inspect
+import math
 import pkgutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch.utils.data import DataLoader, TensorDataset
 
 import pml_htl
-from pml_htl import HTL, ClassTree
+from pml_htl import HTL, AnchorNeighborSampler, ClassTree
 
 EXPORTS = {
     "ClassStatistics", "ClassTree", "AnchorNeighborSampler", "DynamicMarginMiner", "HierarchicalTripletLoss",
@@ -48,12 +49,33 @@ def test_the_parts_share_one_tree():
 
 
 def test_a_large_batch_keeps_enough_neighbors():
-    htl = HTL(range(200), num_anchors=40, neighborhood_size=4, samples_per_class=1)
+    htl = HTL(range(200), num_anchors=40, neighborhood_size=4, samples_per_class=2)
     assert htl.tree.max_neighbors == 159
 
 
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        (
+            (2, 3, 1),
+            r"samples_per_class=1: no sample of a batch has a positive, .* zero for ever; take two classes or more, two",
+        ),
+        (
+            (1, 1, 4),
+            r"samples_per_class=4: no sample of a batch has a negative, .* zero for ever; take two classes or more, two",
+        ),
+    ],
+)
+def test_batches_without_triplets_are_refused(shape, message):
+    arguments = dict(zip(("num_anchors", "neighborhood_size", "samples_per_class"), shape, strict=True))
+    for tree in (None, ClassTree()):
+        with pytest.raises(ValueError, match=message):
+            HTL(range(20), tree=tree, **arguments)
+    assert len(next(iter(AnchorNeighborSampler(range(20), ClassTree(), **arguments)))) == math.prod(shape)
+
+
 def test_a_tree_of_ones_own():
-    arguments = {"labels": range(20), "num_anchors": 2, "neighborhood_size": 3, "samples_per_class": 1}
+    arguments = {"labels": range(20), "num_anchors": 2, "neighborhood_size": 3, "samples_per_class": 2}
     tree = ClassTree(5, linkage="average", max_neighbors=1)
     htl = HTL(tree=tree, **arguments)
     assert htl.tree is htl.sampler.tree is htl.miner.tree is tree

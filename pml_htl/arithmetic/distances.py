@@ -8,6 +8,7 @@ import torch
 
 from .._pml import LpDistance
 from ..common.precision import full_precision
+from ..common.transforms import transforms_active
 
 
 def distance_matrix(distance: LpDistance, embeddings: torch.Tensor, ref_emb: torch.Tensor) -> torch.Tensor:
@@ -27,7 +28,8 @@ def distance_matrix(distance: LpDistance, embeddings: torch.Tensor, ref_emb: tor
     if distance.collect_stats:
         normalized = (distance.normalize(emb.detach()) for emb in (embeddings, ref_emb))
         distance.set_default_stats(embeddings, ref_emb, *normalized)
-    return _Distances.apply(embeddings, None if ref_emb is embeddings else ref_emb, distance.power)
+    distances = _by_operations if transforms_active() else _Distances.apply
+    return distances(embeddings, None if ref_emb is embeddings else ref_emb, distance.power)
 
 
 class _Distances(torch.autograd.Function):
@@ -39,16 +41,7 @@ class _Distances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, embeddings: torch.Tensor, ref_emb: torch.Tensor | None, power: int) -> torch.Tensor:
-        query, _ = _normalize(embeddings)
-        squares = query.square().sum(dim=1)
-        ref, ref_squares = query, squares
-        if ref_emb is not None:
-            ref, _ = _normalize(ref_emb)
-            ref_squares = ref.square().sum(dim=1)
-        distances = torch.addmm(ref_squares, query, ref.T, alpha=-2).add_(squares.unsqueeze(1))
-        # The norms are 1; equal points come out at a few units of rounding from zero, at more of them in many dimensions.
-        resolution = max(16, query.shape[1] ** 0.5) * torch.finfo(distances.dtype).eps
-        torch.threshold_(distances, resolution, 0)
+        distances = _squared(embeddings, ref_emb)
         if power == 1:
             distances.sqrt_()
         # Compiled by torch 2.11, a tensor that was changed in place would get no gradient; a view of it does.
@@ -67,6 +60,32 @@ class _Distances(torch.autograd.Function):
             ref, ref_norms = _normalize(ref_emb)
             of_ref = _turn(weights.T @ query, ref, ref_norms) if ctx.needs_input_grad[1] else None
             return _turn(weights @ ref, query, norms), of_ref, None
+
+
+def _by_operations(embeddings: torch.Tensor, ref_emb: torch.Tensor | None, power: int) -> torch.Tensor:
+    """The same for torch.func, which derives plain operations; they take more time and memory.
+
+    The function above would need a rule for forward mode, and torch.compile traces none that has one.
+    """
+    squared = _squared(embeddings, ref_emb)
+    if power == 2:
+        return squared
+    coincide = squared == 0  # where the gradient of the root would be NaN
+    return squared.masked_fill(coincide, 1).sqrt().masked_fill(coincide, 0)
+
+
+def _squared(embeddings: torch.Tensor, ref_emb: torch.Tensor | None) -> torch.Tensor:
+    """The squared distances; below the resolution they are zero."""
+    query, _ = _normalize(embeddings)
+    squares = query.square().sum(dim=1)
+    ref, ref_squares = query, squares
+    if ref_emb is not None:
+        ref, _ = _normalize(ref_emb)
+        ref_squares = ref.square().sum(dim=1)
+    squared = torch.addmm(ref_squares, query, ref.T, alpha=-2).add_(squares.unsqueeze(1))
+    # The norms are 1; equal points come out at a few units of rounding from zero, at more of them in many dimensions.
+    resolution = max(16, query.shape[1] ** 0.5) * torch.finfo(squared.dtype).eps
+    return torch.threshold_(squared, resolution, 0)
 
 
 def _normalize(embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

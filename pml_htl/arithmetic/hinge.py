@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..common.precision import widest_float
+from ..common.transforms import transforms_active
 from .triplets import Pairs
 
 # Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
@@ -38,7 +39,14 @@ def hinge_sums(
     """
     if not torch.is_grad_enabled():
         distances = distances.detach()  # or the gradient would be computed all the same
-    return _HingeSums.apply(distances, margins, pairs, floor, ceiling)
+    if not transforms_active():
+        return _HingeSums.apply(distances, margins, pairs, floor, ceiling)
+    values = distances.detach()
+    losses, counts, gradient = _sum_up(values, margins, pairs, floor, ceiling, with_gradient=True)
+    assert gradient is not None
+    # Between their kinks the sums are linear, so that their first derivative, as a constant, is all that there is to tell.
+    moves = (distances - values).where(gradient != 0, 0)
+    return losses + (moves * gradient).sum(dim=1), counts
 
 
 class _HingeSums(torch.autograd.Function):
@@ -46,25 +54,10 @@ class _HingeSums(torch.autograd.Function):
     def forward(
         ctx: Any, distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, floor: float, ceiling: float | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        positives = _positives_of(pairs, distances)
-        once = pairs.positives.dtype == pairs.negatives.dtype == torch.bool
-        few = pairs.most_positives is not None and pairs.most_positives <= MAX_COMPARISONS
-        summed = _by_comparing if few else _by_searching
-        losses = distances.new_empty(len(distances))
-        violated = torch.empty_like(positives.distances)
-        gradient = torch.empty_like(distances) if ctx.needs_input_grad[0] else None
-        for rows in _row_blocks(distances, positives.distances.shape[1] if few else 1):
-            negatives = pairs.negatives[rows]
-            needed = torch.where(negatives.bool(), distances[rows] - margins[rows], torch.inf)
-            block = _Positives(*(part[rows] for part in positives))
-            times = None if once else negatives.to(needed.dtype)
-            losses[rows], violated[rows], violating = summed(block, needed, times, floor, ceiling)
-            if gradient is not None:
-                gradient[rows] = -violating  # which is double where running sums were
+        with_gradient = ctx.needs_input_grad[0]
+        losses, counts, gradient = _sum_up(distances, margins, pairs, floor, ceiling, with_gradient)
         if gradient is not None:
-            gradient.scatter_add_(1, positives.columns, violated)
             ctx.save_for_backward(gradient)
-        counts = violated.sum(dim=1, dtype=widest_float(violated.device)).nan_to_num_(0).long()
         ctx.mark_non_differentiable(counts)
         return losses, counts
 
@@ -72,6 +65,31 @@ class _HingeSums(torch.autograd.Function):
     def backward(ctx: Any, grad_losses: torch.Tensor, _: Any) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return grad_losses.unsqueeze(1) * gradient, None, None, None, None
+
+
+def _sum_up(
+    distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, floor: float, ceiling: float | None, with_gradient: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The sums, the numbers, and by request the gradient (B, R) of each anchor's sum with respect to its distances."""
+    positives = _positives_of(pairs, distances)
+    once = pairs.positives.dtype == pairs.negatives.dtype == torch.bool
+    few = pairs.most_positives is not None and pairs.most_positives <= MAX_COMPARISONS
+    summed = _by_comparing if few else _by_searching
+    losses = distances.new_empty(len(distances))
+    violated = torch.empty_like(positives.distances)
+    gradient = torch.empty_like(distances) if with_gradient else None
+    for rows in _row_blocks(distances, positives.distances.shape[1] if few else 1):
+        negatives = pairs.negatives[rows]
+        needed = torch.where(negatives.bool(), distances[rows] - margins[rows], torch.inf)
+        block = _Positives(*(part[rows] for part in positives))
+        times = None if once else negatives.to(needed.dtype)
+        losses[rows], violated[rows], violating = summed(block, needed, times, floor, ceiling)
+        if gradient is not None:
+            gradient[rows] = -violating  # which is double where running sums were
+    if gradient is not None:
+        gradient.scatter_add_(1, positives.columns, violated)
+    counts = violated.sum(dim=1, dtype=widest_float(violated.device)).nan_to_num_(0).long()
+    return losses, counts, gradient
 
 
 class _Positives(NamedTuple):
@@ -146,13 +164,20 @@ def _by_searching(
 
     times = losses.new_ones(()).expand(losses.shape) if times is None else times.to(wide)
     steps = torch.zeros_like(running_sums).scatter_add_(1, first, times).scatter_add_(1, last, -times)
-    violated = torch.zeros_like(weights).scatter_(1, order, weights * steps.cumsum(dim=1)[:, :-1])
+    violated = weights.scatter(1, order, weights * _running_sum(steps)[:, 1:-1])  # back to their columns, all of them
     return (times * losses).sum(dim=1), violated, times * violating
 
 
 def _running_sum(values: torch.Tensor) -> torch.Tensor:
     """(b, t + 1): the sum of the first 0, 1, ... t values of each row."""
-    return torch.nn.functional.pad(values.cumsum(dim=1), (1, 0))
+    if torch.are_deterministic_algorithms_enabled():  # on CUDA torch's own is not
+        span = 1  # how many values each place has the sum of: its own and those before it
+        while span < values.shape[1]:
+            values = torch.cat([values[:, :span], values[:, span:] + values[:, :-span]], dim=1)
+            span *= 2
+    else:
+        values = values.cumsum(dim=1)
+    return torch.nn.functional.pad(values, (1, 0))
 
 
 def _row_blocks(matrix: torch.Tensor, numbers_per_element: int) -> list[slice]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from .. import _pml
+from ..common.transforms import lasting
 from .hinge import hinge_sums
 from .triplets import Pairs
 
@@ -41,9 +42,9 @@ class HingeLosses:
         margins = self.margins[there]
         return torch.aminmax(margins) if len(margins) else (margins.sum(), margins.sum())
 
-    def active_share(self) -> float:
-        """The share of triplets with a loss above zero; zero without any. It waits for the device."""
-        return int(self.count()) / max(1, int(self.pairs.num_triplets()))
+    def active_triplets(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """How many triplets have a loss above zero, and how many there are, int64 scalars."""
+        return self.count(), self.pairs.num_triplets()
 
     @torch.no_grad()
     def count(self, floor: float = 0.0) -> torch.Tensor:
@@ -103,9 +104,10 @@ def _mean(reducer: _pml.BaseReducer, losses: HingeLosses) -> Reduction:
 
 def _class_weighted(reducer: _pml.ClassWeightedReducer, losses: HingeLosses) -> Reduction:
     sums, counts = losses.sums()
-    reducer.weights = reducer.weights.to(sums)  # moved once, as PML does
+    class_weights = reducer.weights.to(sums)
+    reducer.weights = lasting(class_weights)  # moved once, as PML does
     has_triplets = losses.pairs.num_positives * losses.pairs.num_negatives > 0
-    weights = reducer.weights[losses.labels.where(has_triplets, 0)]  # only these labels need a weight
+    weights = class_weights[losses.labels.where(has_triplets, 0)]  # only these labels need a weight
     num_triplets = losses.pairs.num_triplets()
     return Reduction((sums * weights).sum() / num_triplets.clamp(min=1), num_triplets, counts.sum())
 

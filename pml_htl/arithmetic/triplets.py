@@ -11,6 +11,8 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
+from ..common.transforms import is_batched
+
 Triplets: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 PairTuple: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Mined: TypeAlias = Triplets | PairTuple
@@ -93,7 +95,7 @@ def triplets_where(matches: torch.Tensor, negatives: Callable[[torch.Tensor, tor
 
 def _most(numbers: torch.Tensor) -> int | None:
     """The largest, where looking is free."""
-    if numbers.device.type != "cpu":
+    if numbers.device.type != "cpu" or is_batched(numbers):
         return None
     return int(numbers.max()) if len(numbers) else 0
 

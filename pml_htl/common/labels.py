@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from .transforms import all_copies, outside_transforms
+
 Labels: TypeAlias = torch.Tensor | np.ndarray | Sequence[int] | int
 
 SAME_LABELS = "give both the same labels, before or after any mapping of labels"
@@ -37,7 +39,8 @@ def label_tensor(labels: Labels, device: torch.device | str | None = None) -> to
     elif labels.numel() == 0:
         labels = labels.to(torch.int64)
     elif labels.dtype == torch.uint64:
-        return label_tensor(labels.cpu().numpy(), labels.device if device is None else device)
+        with outside_transforms():
+            return label_tensor(labels.cpu().numpy(), labels.device if device is None else device)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, but these are of type {labels.dtype}; map them to integers first")
     return labels.detach().to(device=device, dtype=torch.int64)
@@ -45,7 +48,7 @@ def label_tensor(labels: Labels, device: torch.device | str | None = None) -> to
 
 def find(labels: torch.Tensor, classes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The position of each label in the sorted `classes` (C,), and whether it is there at all; any shape, O(log C) each."""
-    found = torch.searchsorted(classes, labels.contiguous()).clamp_(max=len(classes) - 1)
+    found = torch.searchsorted(classes, labels.contiguous()).clamp(max=len(classes) - 1)
     return found, classes[found] == labels
 
 
@@ -57,11 +60,13 @@ def positions(labels: torch.Tensor, classes: torch.Tensor, owner: str, advice: s
     later and names none.
     """
     found, known = find(labels, classes)
+    known = all_copies(known)
     if labels.device.type not in ("cpu", "mps"):  # MPS has no such assertion
         torch._assert_async(known.all(), f"a label is not among the {len(classes)} classes of {owner}")
     elif not known.all():
+        given = all_copies(labels)
         raise ValueError(
-            f"{name_some(labels[~known])} not among the {len(classes)} classes of {owner} "
+            f"{name_some(given[~torch.isin(given, classes)])} not among the {len(classes)} classes of {owner} "
             f"(smallest {classes[0].item()}, largest {classes[-1].item()}); {advice}"
         )
     return found

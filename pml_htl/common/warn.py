@@ -6,6 +6,8 @@ import warnings
 
 import torch
 
+from .transforms import is_batched, lasting
+
 PATIENCE = 100
 COLLAPSED_SPREAD = 1e-4
 
@@ -25,8 +27,11 @@ class IdleWatch:
         """Takes note of a batch with so many active triplets (a scalar)."""
         if self._has_warned:
             return
+        num_idle = torch.where(num_active > 0, 0, self._num_idle + 1)
+        if is_batched(num_idle):  # a number for each of several models
+            return
         self._num_batches += 1
-        self._num_idle = torch.where(num_active > 0, 0, self._num_idle + 1)
+        self._num_idle = lasting(num_idle)
         may_look = look or num_active.device.type == "cpu"
         if self._num_batches >= PATIENCE and may_look and int(self._num_idle) >= PATIENCE:
             self._has_warned = True

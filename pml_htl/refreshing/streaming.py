@@ -12,6 +12,7 @@ import torch
 from ..common.batches import check_embeddings, check_lengths
 from ..common.labels import Labels, integer_at_least, label_tensor, positions
 from ..common.state import check_entries, check_labels, check_setting
+from ..common.transforms import is_batched, lasting, outside_transforms
 from ..distributed import Ranks
 from ..tree.statistics import STATE, ClassStatistics
 
@@ -38,7 +39,8 @@ class LossWatch:
     Raises:
         ValueError: `forget` is not in (0, 1]. When the loss is called: a label that is not among `labels` (at once if it is
             on the host, a few batches later if not), no labels, shapes that are no batch or of another embedding size than
-            before, or whatever `up_to_date` raises. The batch does not count then.
+            before, batches of several models at once (`torch.func.vmap`), or whatever `up_to_date` raises. The batch does
+            not count then.
         TypeError: when the loss is called, labels that are not integers.
     """
 
@@ -61,12 +63,18 @@ class LossWatch:
         labels = label_tensor(labels)
         check_embeddings(embeddings, size=self.embedding_size)
         check_lengths(embeddings, labels)
+        if is_batched(embeddings) or is_batched(labels):
+            raise ValueError(
+                'mode="streaming" cannot follow a loss under torch.func.vmap: each copy has embeddings of its own, and the '
+                "tree is of one model; refresh the tree by a pass over the data set"
+            )
         if labels.device.type == "cpu":  # a wrong one is named in its own batch
             positions(labels, self.labels, "the refresh")
         self.embedding_size = embeddings.shape[1]
-        self._buffer.append((embeddings.detach().clone(), labels.clone()))
+        self._buffer.append((lasting(embeddings.detach().clone()), lasting(labels.clone())))
         if len(self._buffer) >= BUFFERED_BATCHES:
-            self.up_to_date()
+            with outside_transforms():
+                self.up_to_date()
 
     def up_to_date(self) -> ClassStatistics | None:
         """The statistics of all batches so far; None if there were none.

@@ -12,6 +12,7 @@ import torch
 from ..common.batches import check_embeddings, check_lengths, joint_shape
 from ..common.labels import SAME_LABELS, Labels, find, integer_at_least, label_tensor, positions
 from ..common.precision import copy_for, home_of
+from ..common.transforms import outside_transforms
 from ..common.warn import warn_of_collapse
 from ..distributed import Ranks
 from . import given as hierarchies
@@ -357,7 +358,8 @@ class ClassTree(torch.nn.Module):
         if value.device == device:
             return value
         if (name, device) not in self._copies:
-            self._copies[name, device] = copy_for(device, value)
+            with outside_transforms():
+                self._copies[name, device] = copy_for(device, value)
         return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
@@ -381,9 +383,10 @@ class ClassTree(torch.nn.Module):
         """`cophenetic_distances` of class positions."""
         heights = self.part("merge_heights")
         if ("maxima", a.device) not in self._copies:
-            row, gaps = lay_out(self.part("merge_edges").cpu().numpy(), heights.cpu().numpy())
-            self._copies["places", a.device] = torch.from_numpy(row).to(a.device)
-            self._copies["maxima", a.device] = copy_for(a.device, torch.from_numpy(maxima_of_runs(gaps)))
+            with outside_transforms():
+                row, gaps = lay_out(self.part("merge_edges").cpu().numpy(), heights.cpu().numpy())
+                self._copies["places", a.device] = torch.from_numpy(row).to(a.device)
+                self._copies["maxima", a.device] = copy_for(a.device, torch.from_numpy(maxima_of_runs(gaps)))
         places, maxima = self._copies["places", a.device], self._copies["maxima", a.device]
         return largest_between(maxima, places[a], places[b])
 

@@ -49,6 +49,8 @@ NO_COUNTS, NO_NUMBERS = [0, -1, True, 1.5, "2", None], ["a", True, np.nan, np.in
 BAD_ARGUMENTS = [
     (HTL, HTL_SHAPE, "labels", [[0.5, 1.5], ["a"], None, 3, [[1], [2]], [], [1, 1]], "label|single class"),
     *((HTL, HTL_SHAPE, name, NO_COUNTS, name) for name in ("num_anchors", "neighborhood_size", "samples_per_class")),
+    (HTL, HTL_SHAPE, "samples_per_class", [1], "no sample of a batch has a positive"),
+    (HTL, HTL_SHAPE, "neighborhood_size", [1], "no sample of a batch has a negative"),
     (HTL, HTL_SHAPE, "neighborhood_size", [5, 10**9], "distinct classes, but the data set has 4"),
     (HTL, HTL_SHAPE, "seed", [-1, 0.5, "a", True], "seed"),
     (AnchorNeighborSampler, {**HTL_SHAPE, "tree": None}, "tree", [None, 3, "tree"], "tree must be a ClassTree"),
