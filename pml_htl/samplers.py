@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from types import FrameType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, SequentialSampler
 
+from .common.dealers import find_dealer
 from .common.labels import Labels, integer_at_least, label_tensor, name_some
 from .distributed import Ranks
 from .tree import ClassTree
 
-DEALERS = ("BatchSamplerShard", "DataLoaderDispatcher")  # of accelerate
 MAX_PLACES = 1024  # batches that `state_dict` can go back; loaders draw no more ahead than their workers prefetch
 
 
@@ -263,7 +261,7 @@ class AnchorNeighborSampler(BatchSampler):
 
     def _check_dealer(self, num_replicas: int) -> None:
         """Raises a `ValueError` if accelerate deals out what should stay together."""
-        dealer = _dealer()
+        dealer = find_dealer()
         if dealer is None:
             return
         if num_replicas > 1:
@@ -382,23 +380,6 @@ def _sample_labels(labels: Labels) -> np.ndarray:
     if len(array) == 0:
         raise ValueError("the data set is empty: there are no labels to sample from")
     return array
-
-
-def _dealer() -> str | None:
-    """The class of accelerate's, if one is among the callers, that deals out the batches it draws from this iteration.
-
-    It leaves no trace in the sampler that it wraps, which cannot tell otherwise whether it is drawn from in part. Frames of
-    other modules are not looked into: in older Pythons that would keep their variables alive.
-    """
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "accelerate.data_loader":
-            owner = frame.f_locals.get("self")
-            # That of a single process passes on all; Hugging Face's Trainer makes one where a sampler knows its rank.
-            if type(owner).__name__ in DEALERS and getattr(owner, "num_processes", None) != 1:
-                return type(owner).__name__
-        frame = frame.f_back
-    return None
 
 
 def _take_free(candidates: Iterable[int], taken: set[int], wanted: int, classes: list[int]) -> int:
