@@ -67,7 +67,8 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
     All triplets, and those of a pair tuple, are not listed where PML's own mean, sum, non-zero average, threshold or
     class-weighted reducer follows: memory is then O(B R) for R reference samples. Swap, smooth_loss, other reducers, mined
     triplets and random ones take the list of triplets, as in PML, but never more than that. With
-    `torch.use_deterministic_algorithms(True)` nothing of this raises on CUDA; the sums take some more passes over B x R.
+    `torch.use_deterministic_algorithms(True)` nothing is called that torch lists as raising on CUDA; the sums take some more
+    passes over B x R.
 
     `torch.func` may transform it (grad, vmap, jvp, jacrev, hessian, ...), for more time and memory. `vmap` goes over
     embeddings, and where sums are enough over labels too; reducers with a threshold it cannot follow through a list of
