@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ._pml import to_device
-from .common.labels import Labels, integer_at_least, label_tensor, name_some
+from .common.labels import Labels, integer_at_least, label_tensor
 from .common.state import check_entries, check_setting
 from .distributed import Group, Ranks
 from .refreshing.embedding import (
@@ -61,9 +61,11 @@ class TreeRefresh:
     are well above those of a full pass. In 250 iterations on glyphs (one run) `d_0` was twice as large for the former and
     four times for both at `forget=0.5`, less with more forgetting. Distances between near classes grow as much, so that
     their difference to the spreads, which margins are made of, was that of a full pass: 0.27 and 0.26.
-    A sample that is drawn again counts again. Until every class has been in a batch there is nothing to fit: the tree stays
-    as it is, a warning says so once, and the refresh is made up for after the next epoch (with `every_n_iterations`, as soon
-    as the last class has been seen). Batches that are not finite are left out; sixteen in a row are an error.
+    A sample that is drawn again counts again. Classes that have not been in a batch yet wait (`ClassTree.waiting`): they
+    have random neighbours and the initial margin, and join the tree at the next refresh after their first batch. If not even
+    two classes have been seen, and one of them twice, the tree stays as it is, a warning says so once, and the refresh is
+    made up for after the next epoch (with `every_n_iterations`, as soon as they have). Batches that are not finite are left
+    out; sixteen in a row are an error.
 
     In a torch.distributed job every process must call the hook. Each embeds a part of `dataset` (with the model inside a
     `DistributedDataParallel`, so that nobody waits for another's batch), the sums are added up, and all end with the same
@@ -328,23 +330,25 @@ class TreeRefresh:
         return statistics.all_reduce(self.group)
 
     def _watched(self, watch: LossWatch, ranks: Ranks) -> ClassStatistics | None:
-        """The statistics of the batches watched; None, and the refresh is overdue, if they have not had every class."""
+        """The statistics of the batches watched; None, and the refresh is overdue, if they are not enough for a tree."""
         with ranks.together(REFRESH):
             watch.up_to_date()
         statistics = watch.of_all(ranks)
-        missing = watch.labels if statistics is None else statistics.labels[statistics.counts == 0]
-        self._is_overdue = len(missing) > 0
+        counts = torch.zeros(1) if statistics is None else statistics.counts
+        self._is_overdue = bool((counts > 0).sum() < 2 or (counts < 2).all())
         if self._is_overdue and not self._has_warned:
             self._has_warned = True
             warnings.warn(
-                f"the tree stays as it is: {len(missing)} of {len(watch.labels)} classes have not been in a batch yet, "
-                f"{name_some(missing)}; more warmup_epochs, or longer epochs, give each its turn",
+                f"the tree stays as it is: the batches that the {type(watch.loss).__name__} has seen had "
+                f"{int((counts > 0).sum())} of {len(watch.labels)} classes, and a tree needs two, one of them with two "
+                "samples; is this the loss that trains, in training mode and with gradients?",
                 stacklevel=3,
             )
         return None if self._is_overdue else statistics
 
     def _fit(self, statistics: ClassStatistics, device: torch.device | str, ranks: Ranks, start: float) -> None:
-        self.tree.fit(statistics, device=device, ranks=ranks)
+        # Only the batches that a loss sees can lack classes: those of a data set have been compared.
+        self.tree.fit(statistics, partial=self.watch is not None, device=device, ranks=ranks)
         self.tree.refresh_seconds = time.perf_counter() - start
         self.seconds += self.tree.refresh_seconds
         self.num_refreshes += 1

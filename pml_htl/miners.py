@@ -34,8 +34,9 @@ class DynamicMarginMiner(BaseMiner):
     Args:
         tree: the tree that it shares with the sampler.
         beta: constant part of the margin, 0.1 in the paper.
-        initial_margin: the margin of every pair while the tree is not fitted, in the units of `distance`; in eval mode also
-            of pairs with a class that the tree does not know.
+        initial_margin: the margin of every pair while the tree is not fitted, in the units of `distance`; afterwards of
+            pairs with a class that has had no samples yet (`ClassTree.waiting`), and in eval mode of pairs with any class
+            that the tree does not know.
         tree_weight: of the tree's part of the margin, `alpha = beta + tree_weight (d_H - s)`; 1 in the paper, 0 leaves the
             constant margin `beta`.
         continuous: `d_H` is the squared distance itself at which the classes merge, instead of the first threshold above
@@ -46,8 +47,8 @@ class DynamicMarginMiner(BaseMiner):
             `LpDistance(p=2, power=1)` (margins in plain ones, `beta + sqrt(d_H) - sqrt(s)`), on normalised embeddings.
         collect_stats: as in PML; records what `TripletMarginMiner` does, over all triplets of the batch.
 
-    In training mode every label must be one of the tree's classes. In eval mode (`miner.eval()`, or that of the loss which
-    holds it) other labels may come, such as those of validation classes: see `HierarchicalTripletLoss`.
+    In training mode every label must be one of the tree's `all_labels`. In eval mode (`miner.eval()`, or that of the loss
+    which holds it) other labels may come, such as those of validation classes: see `HierarchicalTripletLoss`.
 
     Raises:
         ValueError: an unknown `type_of_triplets`, or a distance that the margins are not defined for; when used in training
@@ -93,7 +94,8 @@ class DynamicMarginMiner(BaseMiner):
     def margins(self, anchor_labels: Labels, negative_labels: Labels) -> torch.Tensor:
         """alpha of class pairs in the units of `distance`; `initial_margin` while the tree is not fitted.
 
-        In eval mode it is `initial_margin` as well for pairs of which the tree does not know one class or both.
+        It is `initial_margin` as well for pairs of which one class or both have had no samples yet or, in eval mode, are not
+        known to the tree.
 
         Args:
             anchor_labels, negative_labels: labels of any shapes that broadcast, such as (B, 1) and (1, R).
@@ -107,7 +109,7 @@ class DynamicMarginMiner(BaseMiner):
         if not self.tree.is_fitted:
             return torch.full(shape, self.initial_margin, dtype=widest_float(anchors.device), device=anchors.device)
         known = None
-        if not self.training:
+        if self._takes_unknown(self.training, anchors, negatives):
             (anchors, known_anchors), (negatives, known_negatives) = map(self.tree.replace_unknown, (anchors, negatives))
             known = known_anchors & known_negatives
         merge_distances = self.tree.cophenetic_distances if self.continuous else self.tree.merge_thresholds
@@ -177,12 +179,19 @@ class DynamicMarginMiner(BaseMiner):
 
     def _margins_of_all(self, labels: torch.Tensor, ref_labels: torch.Tensor, training: bool) -> torch.Tensor:
         """alpha of every label of (A,) with every one of (B,)."""
-        if training:
+        if not self._takes_unknown(training, labels, ref_labels):
             return self._margins_of(*self.tree.margin_terms(labels, ref_labels, continuous=self.continuous))
         ours, known = self.tree.replace_unknown(labels)
         others, others_known = (ours, known) if ref_labels is labels else self.tree.replace_unknown(ref_labels)
         margins = self._margins_of(*self.tree.margin_terms(ours, others, continuous=self.continuous))
         return margins.where(known.unsqueeze(1) & others_known, self.initial_margin)
+
+    def _takes_unknown(self, training: bool, *given: torch.Tensor) -> bool:
+        """Whether the tree may be asked for classes it does not hold; if only for those that wait, no other is given."""
+        if training and self.tree.waiting is not None:
+            for labels in given:
+                self.tree.check_labels(labels)
+        return not training or self.tree.waiting is not None
 
     def _margins_of(self, merge_distances: torch.Tensor, spreads: torch.Tensor) -> torch.Tensor:
         return margin_for_class_pairs(merge_distances, spreads, self.beta, self.distance.power, self.tree_weight)

@@ -15,6 +15,7 @@ from .common.labels import Labels, integer_at_least, label_tensor, name_some
 from .distributed import Ranks
 from .tree import ClassTree
 
+NO_CLASS = -1  # stands where a class has no neighbours yet
 MAX_PLACES = 1024  # batches that `state_dict` can go back; loaders draw no more ahead than their workers prefetch
 
 
@@ -59,6 +60,7 @@ class AnchorNeighborSampler(BatchSampler):
     Behaviour in corner cases:
 
     - While the tree is not fitted, neighbours are random classes, unless its hierarchy was given: that has neighbours.
+      Those of a class that has had no samples yet (`ClassTree.waiting`) are random too, and it is nobody's neighbour.
     - A class with fewer samples than asked for is drawn with replacement.
     - When the walk ends inside a batch, its last classes are kept free to be anchors if they would be skipped otherwise.
     - A batch larger than the tree's `max_neighbors` can use up all known neighbours of an anchor; random classes follow.
@@ -333,7 +335,9 @@ class AnchorNeighborSampler(BatchSampler):
             classes.append(anchor)
             wanted = self.neighborhood_size - 1
             if neighbors is not None:
-                wanted -= _take_free(neighbors[anchor].tolist(), taken, wanted, classes)
+                nearest = neighbors[anchor].tolist()
+                if nearest[0] != NO_CLASS:
+                    wanted -= _take_free(nearest, taken, wanted, classes)
             _take_free(strangers, taken, wanted, classes)
         return classes, used
 
@@ -349,11 +353,22 @@ class AnchorNeighborSampler(BatchSampler):
             return None
         if self._known_neighbors is None or self._known_neighbors[0] is not nearest:
             self._check_tree()
-            self._known_neighbors = nearest, nearest.cpu().numpy().copy()  # see _sample_labels
+            self._known_neighbors = nearest, self._neighbors_by_class(nearest.cpu().numpy())
         return self._known_neighbors[1]
 
+    def _neighbors_by_class(self, nearest: np.ndarray) -> np.ndarray:
+        """A copy (see `_sample_labels`) with a row for each class of the data set, of NO_CLASS if it has none yet."""
+        if self.tree.waiting is None:
+            return nearest.copy()
+        found = np.full((len(self.classes), nearest.shape[1]), NO_CLASS)
+        known = np.searchsorted(self.classes, self.tree.part("labels").cpu().numpy())
+        found[known] = known[nearest]
+        return found
+
     def _check_tree(self) -> None:
-        tree_classes = self.tree.part("labels").cpu().numpy()
+        all_labels = self.tree.all_labels
+        assert all_labels is not None
+        tree_classes = all_labels.cpu().numpy()
         if not np.array_equal(tree_classes, self.classes):
             difference = torch.from_numpy(np.setxor1d(tree_classes, self.classes))
             raise ValueError(

@@ -29,6 +29,9 @@ class TrainingOptions:
     data: Annotated[
         str, typer.Option(help=f"{', '.join(IN_MEMORY)}; or NAME:PATH of {', '.join(IN_FILES)} (default data/NAME).")
     ] = "glyphs"
+    samples_per_class: Annotated[
+        int | None, typer.Option(help="Train on at most so many images of each class; default all.", min=2)
+    ] = None
     image_size: Annotated[int, typer.Option(help="Crops of data sets in files.", min=8)] = 224
     network: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "conv_net"
     weights: Annotated[

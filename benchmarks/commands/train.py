@@ -10,7 +10,7 @@ import typer
 
 from ..common.ranks import is_first, number_of_processes
 from ..comparison import compare as comparing
-from ..data import Splits, load
+from ..data import Splits, capped, load
 from ..methods.ablations import ABLATIONS
 from ..methods.contenders import METHODS, Contender, Settings, parse_contender
 from ..outcomes import results
@@ -154,6 +154,8 @@ def loaded(data: str, plan: Plan) -> Splits:
     """The data set; a network that is not to be had shows now as well."""
     with console.status(f"Making the data set {data} ..."):
         splits = load(data, plan.image_size or 0)
+        if plan.samples_per_class is not None:
+            splits = capped(splits, plan.samples_per_class)
         make_network(plan.network, splits.train.channels, 0, plan.weights)
     return splits
 

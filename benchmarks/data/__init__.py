@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .field import FIELD_SETS, class_folders, field_set, in_shop
 from .glyphs import glyphs
-from .splits import Images, LabelledImages, Splits
+from .splits import Images, LabelledImages, Splits, capped
 
 IN_MEMORY = {"glyphs": glyphs}
 IN_FILES: dict[str, Callable[[Path, int], Splits]] = {
@@ -18,7 +18,7 @@ IN_FILES: dict[str, Callable[[Path, int], Splits]] = {
 }
 DEFAULT_ROOT = Path("data")
 
-__all__ = ["IN_FILES", "IN_MEMORY", "Images", "LabelledImages", "Splits", "load"]
+__all__ = ["IN_FILES", "IN_MEMORY", "Images", "LabelledImages", "Splits", "capped", "load"]
 
 
 def load(text: str, size: int = 224) -> Splits:

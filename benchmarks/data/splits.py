@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -163,6 +163,17 @@ def fold(splits: Splits, number: int, of: int = 4) -> Splits:
         splits.gallery,
         splits.recall_at,
     )
+
+
+def capped(splits: Splits, samples_per_class: int) -> Splits:
+    """At most so many training images of each class, drawn once and for all; the other parts stay as they are."""
+    labels = splits.train.labels.numpy()
+    shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    starts = np.searchsorted(labels[by_class], labels[by_class])
+    inside = torch.zeros(len(labels), dtype=torch.bool)
+    inside[by_class[np.arange(len(labels)) - starts < samples_per_class]] = True
+    return replace(splits, train=splits.train.part(inside, splits.train.labels[inside]))
 
 
 def take(images: Images, classes: Sequence[int] | np.ndarray, first: int) -> Images:

@@ -54,6 +54,7 @@ class Parts:
     miner: torch.nn.Module | None = None
     tree: ClassTree | None = None
     loss_lr: float | None = None
+    warmup_epochs: int = 1  # before the first refresh
     refresh_every: int = 1  # epochs
     forget: float | None = None  # with a number the tree is refreshed from the training batches
 
@@ -83,8 +84,16 @@ class Method:
             raise ValueError(f"sampling must be per-class or neighbors, but it is {settings['sampling']!r}")
         loss, miner, learning_rate = self.learn(task, settings, tree)
         has_tree = settings["sampling"] == "neighbors" or isinstance(loss, HierarchicalTripletLoss)
-        refresh_every, forget = settings["refresh_every"], settings.get("forget")
-        return Parts(loss, sampler, miner, tree if has_tree else None, learning_rate, refresh_every, forget)
+        return Parts(
+            loss,
+            sampler,
+            miner,
+            tree if has_tree else None,
+            loss_lr=learning_rate,
+            warmup_epochs=settings["warmup_epochs"],
+            refresh_every=settings["refresh_every"],
+            forget=settings.get("forget"),
+        )
 
 
 COMMON: Settings = {
@@ -92,7 +101,8 @@ COMMON: Settings = {
     "sampling": "per-class",
     "samples_per_class": 4,
     "neighborhood_size": 4,  # matters with sampling=neighbors alone
-    "refresh_every": 1,  # epochs; matters with a tree alone, for the sampling or for the margins
+    "warmup_epochs": 1,  # before the first refresh; matters with a tree alone, for the sampling or for the margins
+    "refresh_every": 1,  # epochs; likewise
 }
 NEIGHBORS: Settings = {"sampling": "neighbors"}
 TRIPLET: Settings = {"margin": 0.4, "distance": "plain"}

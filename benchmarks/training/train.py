@@ -42,6 +42,7 @@ class Plan:
     weights: str = "random"  # or "pretrained", or a file
     freeze_batch_norm: bool = False
     image_size: int | None = None  # of data sets in files
+    samples_per_class: int | None = None  # at most so many training images; default all
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):  # fp16 would need a gradient scaler, which PML's trainers lack
@@ -172,6 +173,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         refresh = TreeRefresh(
             parts.tree,
             data.train.evaluation(),
+            warmup_epochs=parts.warmup_epochs,
             every_n_epochs=parts.refresh_every,
             **streaming,
             labels=data.train.labels,

@@ -140,9 +140,10 @@ def compare_labels(found: torch.Tensor, trainer: Any, samples: torch.Tensor | No
                 f"the trainer trains on {name_some(unknown)}, not in the refresh's data set of {len(found)} classes; "
                 "give TreeRefresh the training set, under its evaluation transform"
             )
-    if tree is not None and tree.labels is not None:
+    known = None if tree is None else tree.all_labels
+    if known is not None:
         advice = "change the trainer's label mapping to the labels of that tree, or begin with a new ClassTree"
-        compare_classes(found, tree.labels.cpu(), "the class tree, as it was fitted, loaded or given before,", advice)
+        compare_classes(found, known.cpu(), "the class tree, as it was fitted, loaded or given before,", advice)
 
 
 def compare_classes(found: torch.Tensor, known: torch.Tensor, owner: str, advice: str) -> None:

@@ -20,7 +20,7 @@ from . import linkage as linkages
 from .cophenetic import largest_between, lay_out, maxima_of_runs
 from .given import Numbers
 from .merging import check_statistics, merge_and_find_nearest
-from .state import NAMES, SHAPE_NAMES, problem_with, read_entries, shape_of, version_of, with_spreads
+from .state import NAMES, SHAPE_NAMES, all_labels_of, problem_with, read_entries, shape_of, version_of, with_spreads
 from .statistics import ClassStatistics
 
 FIT = "the fit of the class tree"
@@ -63,6 +63,9 @@ class ClassTree(torch.nn.Module):
         nearest_classes: (C, min(max_neighbors, C - 1)) int64, positions of the nearest other classes, nearest first.
         given_heights, taxonomy_height: (C - 1,) float64 and int64 scalar H, of a given hierarchy alone: where each merge is,
             1 .. H levels up, or, with H = 0, the squared distance.
+        waiting: (W,) int64, the sorted labels of classes that have had no samples yet (`fit(partial=True)`), or None. They
+            belong to the data set, but not to the tree: look-ups refuse them, their margins are the initial one, and the
+            sampler gives them random neighbours. `all_labels` has both.
 
     The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all; a tree with a
     given hierarchy takes no state of a tree without. `.to(device)` moves it; `.half()`, `.double()` and the like leave its
@@ -93,6 +96,7 @@ class ClassTree(torch.nn.Module):
     nearest_classes: torch.Tensor | None
     given_heights: torch.Tensor | None
     taxonomy_height: torch.Tensor | None
+    waiting: torch.Tensor | None
     format_version: torch.Tensor
     num_levels: int
     max_neighbors: int
@@ -127,6 +131,11 @@ class ClassTree(torch.nn.Module):
     def is_given(self) -> bool:
         """Whether the hierarchy was given, by `from_distances` or `from_taxonomy`, so that every fit keeps it."""
         return self.given_heights is not None
+
+    @property
+    def all_labels(self) -> torch.Tensor | None:
+        """The sorted labels of all classes (C + W,), also of those that wait; None while the tree has no classes."""
+        return all_labels_of(self._buffers)
 
     @classmethod
     def from_distances(
@@ -195,19 +204,27 @@ class ClassTree(torch.nn.Module):
         return tree._replace(shape_of(known, merges, taxonomy_height=table.shape[1]))
 
     def fit(
-        self, statistics: ClassStatistics, *, device: torch.device | str | None = None, ranks: Ranks | None = None
+        self,
+        statistics: ClassStatistics,
+        *,
+        partial: bool = False,
+        device: torch.device | str | None = None,
+        ranks: Ranks | None = None,
     ) -> ClassTree:
         """Builds the tree from class statistics and returns it; a tree that was there is replaced, or kept on an error.
 
         Args:
             statistics: of all classes. A given hierarchy stays as it is, and takes spreads and thresholds from them.
+            partial: build it from the classes that have samples, if some have none yet; these are `waiting` until a later
+                fit. In a given hierarchy all classes have their place, and those without samples get the average spread.
             device: where the products of more than 2,048 class means run; default, that of the statistics.
             ranks: processes that share these products, `pml_htl.distributed.Ranks(group)`. All must call `fit`, with the
                 same statistics; all end with the same tree, that of rank 0, or with an error. Default, this one alone.
 
         Raises:
             TypeError: `statistics` is something else.
-            ValueError: fewer than two classes, a class without samples, no class with two samples, sums that are not
+            ValueError: fewer than two classes, a class without samples (with `partial`: fewer than two classes with some),
+                no class with two samples, sums that are not
                 finite, an average spread above 4 (embeddings that were not normalised), or other classes than those of a
                 given hierarchy.
             RuntimeError: another of the ranks has failed.
@@ -218,10 +235,18 @@ class ClassTree(torch.nn.Module):
                 raise TypeError(f"fit takes ClassStatistics, but got {type(statistics).__name__}; see also fit_embeddings")
             if self.is_given:
                 hierarchies.check_same_classes(statistics.labels, self.part("labels"))
-            check_statistics(statistics)
+            check_statistics(statistics, partial)
+            waiting = None
+            if not self.is_given and (statistics.counts == 0).any():
+                waiting = statistics.labels[statistics.counts == 0]
+                statistics = statistics.of_classes_with_samples()
         shape = self._shape_for(statistics, device, ranks)
         with ranks.together(FIT):
-            state = shape and with_spreads(shape, statistics.spreads, statistics.average_spread, self.num_levels)
+            spreads = statistics.spreads
+            spreads = spreads.where(~spreads.isnan(), statistics.average_spread)  # of a given hierarchy's, without samples
+            state = shape and with_spreads(shape, spreads, statistics.average_spread, self.num_levels)
+            if state is not None and waiting is not None:
+                state["waiting"] = waiting
             self._has_warned = self._has_warned or warn_of_collapse(statistics.average_spread.item())
         return self._replace(ranks.broadcast(state))
 
@@ -335,9 +360,10 @@ class ClassTree(torch.nn.Module):
         return value
 
     def check_labels(self, labels: Labels) -> None:
-        """Raises a `ValueError` that names labels which the tree does not know, once it has classes."""
+        """Raises a `ValueError` that names labels which are not among `all_labels`, once the tree has classes."""
         if self.labels is not None:
-            self._positions(labels)
+            labels = label_tensor(labels)
+            positions(labels, self._on(labels.device, "all_labels"), "the class tree", ADVICE)
 
     def to_scipy_linkage(self) -> np.ndarray:
         """The merges as scipy's linkage matrix (C - 1, 4); leaves are class positions, heights squared distances."""
@@ -348,24 +374,31 @@ class ClassTree(torch.nn.Module):
         """What `repr` shows, as in every torch module."""
         state = f"{len(self.part('labels'))} classes" if self.is_fitted else "not fitted"
         given = ", given hierarchy" if self.is_given else ""
-        return f"num_levels={self.num_levels}, linkage={self.linkage!r}{given}, {state}"
+        waiting = "" if self.waiting is None else f", {len(self.waiting)} more without samples yet"
+        return f"num_levels={self.num_levels}, linkage={self.linkage!r}{given}, {state}{waiting}"
 
     # Lookups
 
     def _on(self, device: torch.device, name: str) -> torch.Tensor:
-        """A part of the state on a device, copied there once, as float32 where there is no float64."""
-        value = self.part(name)
-        if value.device == device:
-            return value
+        """A part of the state, or `all_labels`, on a device, copied there once, as float32 where there is no float64."""
+        if name == "all_labels" and self.waiting is None:
+            name = "labels"
+        if name != "all_labels" and self.part(name).device == device:
+            return self.part(name)
         if (name, device) not in self._copies:
             with outside_transforms():
+                value = all_labels_of(self._buffers) if name == "all_labels" else self.part(name)
+                assert value is not None
                 self._copies[name, device] = copy_for(device, value)
         return self._copies[name, device]
 
     def _positions(self, labels: Labels) -> torch.Tensor:
         self.part("labels")  # the first thing to say is that there are none
         labels = label_tensor(labels)
-        return positions(labels, self._on(labels.device, "labels"), "the class tree", ADVICE)
+        advice = ADVICE
+        if self.waiting is not None:
+            advice = f"{len(self.waiting)} more classes have had no samples yet (see `waiting`); else {ADVICE}"
+        return positions(labels, self._on(labels.device, "labels"), "the class tree", advice)
 
     def _positions_of_pairs(self, a: Labels, b: Labels) -> tuple[torch.Tensor, torch.Tensor]:
         a_found, b_found = self._positions(a), self._positions(b)
@@ -451,7 +484,8 @@ class ClassTree(torch.nn.Module):
         # strict, which torch does not tell here; an error message is one in any case.
         if missing or error_msgs:
             return
-        problem = problem_with(state_dict[prefix + "format_version"], saved, self.num_levels, self.labels, self.is_given)
+        version = state_dict[prefix + "format_version"]
+        problem = problem_with(version, saved, self.num_levels, self.all_labels, self.is_given)
         if problem:
             error_msgs.append(f"class tree {prefix.rstrip('.') or 'itself'}: {problem}; the tree is left as it was")
             return

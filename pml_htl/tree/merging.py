@@ -60,13 +60,18 @@ def _by_matrix(statistics: ClassStatistics, linkage: str, num_neighbors: int) ->
     return Merges(edges, heights, nearest.cpu().numpy())
 
 
-def check_statistics(statistics: ClassStatistics) -> None:
+def check_statistics(statistics: ClassStatistics, partial: bool) -> None:
     """Raises a `ValueError` that says why there is no tree of these statistics, as documented at `ClassTree.fit`."""
     labels, counts = statistics.labels, statistics.counts
     if len(labels) < 2:
         raise ValueError(f"a class tree needs at least two classes, but the data set has one, {name_some(labels)}")
-    if (counts == 0).any():
-        raise ValueError(f"there are no samples of {name_some(labels[counts == 0])}; a class tree needs some of every class")
+    if (counts == 0).any() and not partial:
+        raise ValueError(
+            f"there are no samples of {name_some(labels[counts == 0])}; a class tree needs some of every class, unless it "
+            "is fitted with partial=True"
+        )
+    if (counts > 0).sum() < 2:
+        raise ValueError(f"a class tree needs at least two classes with samples, but there are {int((counts > 0).sum())}")
     if not (counts > 1).any():
         raise ValueError("every class has a single sample; the average spread needs at least one class with two")
     if not statistics.is_finite():

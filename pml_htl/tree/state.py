@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,10 @@ from .given import apply_heights
 from .linkage import cut_levels, merge_thresholds
 from .merging import Merges
 
-# Trees of a given hierarchy are version 2, so that earlier versions of this package refuse them; all others stay version 1.
-FOUND_VERSION, GIVEN_VERSION = 1, 2
+# Trees of a given hierarchy are version 2 and those with classes that wait version 3, so that earlier versions of this
+# package refuse them; all others stay version 1.
+FOUND_VERSION, GIVEN_VERSION, WAITING_VERSION = 1, 2, 3
+VERSIONS = FOUND_VERSION, GIVEN_VERSION, WAITING_VERSION
 DIMENSIONS = {
     "labels": 1,
     "thresholds": 1,
@@ -26,11 +28,13 @@ DIMENSIONS = {
     "nearest_classes": 2,
     "given_heights": 1,
     "taxonomy_height": 0,
+    "waiting": 1,
 }
 NAMES = tuple(DIMENSIONS)
 GIVEN_NAMES = ("given_heights", "taxonomy_height")
+FOUND_NAMES = tuple(name for name in NAMES if name not in (*GIVEN_NAMES, "waiting"))
 SHAPE_NAMES = ("labels", "merge_edges", "nearest_classes", *GIVEN_NAMES)  # a given hierarchy has them before any fit
-INTEGERS = ("labels", "nodes", "merge_edges", "nearest_classes", "taxonomy_height")
+INTEGERS = ("labels", "nodes", "merge_edges", "nearest_classes", "taxonomy_height", "waiting")
 
 
 def shape_of(labels: torch.Tensor, merges: Merges, taxonomy_height: int | None = None) -> dict[str, torch.Tensor]:
@@ -66,7 +70,9 @@ def with_spreads(
 
 def version_of(state: Collection[str]) -> int:
     """The format version of a state with these entries."""
-    return FOUND_VERSION if set(GIVEN_NAMES).isdisjoint(state) else GIVEN_VERSION
+    if not set(GIVEN_NAMES).isdisjoint(state):
+        return GIVEN_VERSION
+    return WAITING_VERSION if "waiting" in state else FOUND_VERSION
 
 
 def read_entries(state_dict: dict[str, Any], prefix: str) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -75,17 +81,23 @@ def read_entries(state_dict: dict[str, Any], prefix: str) -> tuple[dict[str, Any
     saved = {name: own[name] for name in NAMES if name in own}
     needed: tuple[str, ...] = ()
     if version_of(saved) == GIVEN_VERSION:
-        needed = SHAPE_NAMES if set(saved) <= set(SHAPE_NAMES) else NAMES
+        needed = SHAPE_NAMES if set(saved) <= set(SHAPE_NAMES) else (*FOUND_NAMES, *GIVEN_NAMES)
     elif saved:  # an unfitted tree saves its version alone
-        needed = tuple(name for name in NAMES if name not in GIVEN_NAMES)
+        needed = FOUND_NAMES
     missing = [name for name in ("format_version", *needed) if name not in own]
     return saved, missing, [name for name in own if name not in (*NAMES, "format_version")]
+
+
+def all_labels_of(state: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
+    """The labels of all classes (C + W,), sorted, also of those that wait; None if there are none yet."""
+    labels, waiting = state.get("labels"), state.get("waiting")
+    return labels if labels is None or waiting is None else torch.cat([labels, waiting]).sort().values
 
 
 def problem_with(
     version: Any, saved: dict[str, Any], num_levels: int, labels: torch.Tensor | None, is_given: bool
 ) -> str | None:
-    """What keeps a saved state from being a tree of `num_levels` with these labels (None: any), or None.
+    """What keeps a saved state from being a tree of `num_levels` with these labels, of all classes (None: any), or None.
 
     Args:
         version: the format version in the file.
@@ -97,11 +109,11 @@ def problem_with(
             return f"{name} is not a tensor of {DIMENSIONS.get(name, 0)} dimensions"
         if value.layout != torch.strided or value.is_meta:
             return f"{name} is not a dense tensor with values"
-    if version not in (FOUND_VERSION, GIVEN_VERSION):
-        return f"its format version is {version.item()}, this version of pml-htl reads {FOUND_VERSION} and {GIVEN_VERSION}"
+    if version not in VERSIONS:
+        return f"its format version is {version.item()}, this version of pml-htl reads {FOUND_VERSION} to {WAITING_VERSION}"
     if version != version_of(saved):
         return f"its format version is {version.item()}, but its entries are those of version {version_of(saved)}"
-    if is_given and version == FOUND_VERSION:
+    if is_given and version != GIVEN_VERSION:
         return (
             "it was saved by a tree without a given hierarchy, which this tree has and keeps; load it into a new ClassTree"
         )
@@ -111,12 +123,17 @@ def problem_with(
     saved_levels = len(saved["thresholds"]) - 1 if is_fitted else num_levels
     if saved_levels != num_levels:
         return f"it was saved with num_levels={saved_levels}, but this tree has num_levels={num_levels}"
-    if saved["labels"].dtype != torch.int64:
-        return f"labels should be torch.int64, but is {saved['labels'].dtype}"
-    if labels is not None and not torch.equal(saved["labels"].to(labels.device), labels):
-        known, others = set(labels.tolist()), set(saved["labels"].tolist())
+    for name in ("labels", "waiting"):
+        if name in saved and saved[name].dtype != torch.int64:
+            return f"{name} should be torch.int64, but is {saved[name].dtype}"
+    all_labels = all_labels_of(saved)
+    assert all_labels is not None
+    if labels is not None and not torch.equal(all_labels.to(labels.device), labels):
+        known, others = set(labels.tolist()), set(all_labels.tolist())
         differing = name_some(torch.tensor(sorted(known ^ others), dtype=torch.int64))
-        return f"its {num_classes} classes are not the {len(labels)} classes of this tree: only one of them has {differing}"
+        return (
+            f"its {len(all_labels)} classes are not the {len(labels)} classes of this tree: only one of them has {differing}"
+        )
     if num_classes < 2:
         return f"a tree has at least two classes, but it has {num_classes}"
     num_neighbors = saved["nearest_classes"].shape[-1]
@@ -131,6 +148,7 @@ def problem_with(
         "nearest_classes": (num_classes, num_neighbors),
         "given_heights": (num_classes - 1,),
         "taxonomy_height": (),
+        "waiting": (len(all_labels) - num_classes,),
     }
     for name, value in saved.items():
         shape, dtype = shapes[name], torch.int64 if name in INTEGERS else torch.float64
@@ -140,10 +158,14 @@ def problem_with(
             return f"{name} points outside its {num_classes} classes"
         if not torch.isfinite(value).all():
             return f"{name} is not finite"
-        if name != "labels" and (value < 0).any():
+        if name not in ("labels", "waiting") and (value < 0).any():
             return f"{name} is negative"
     if (saved["labels"].diff() <= 0).any():
         return "its labels are not sorted"
+    if "waiting" in saved and (len(saved["waiting"]) == 0 or (saved["waiting"].diff() <= 0).any()):
+        return "its waiting labels are none, or not sorted"
+    if (all_labels.diff() <= 0).any():
+        return "its waiting labels are among its labels"
     neighbors = saved["nearest_classes"]
     own = torch.arange(num_classes, device=neighbors.device).unsqueeze(1)
     if num_neighbors == 0 or (torch.cat([neighbors, own], dim=1).sort(dim=1).values.diff(dim=1) == 0).any():

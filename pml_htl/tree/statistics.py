@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import numbers
 from typing import Any
 
@@ -170,6 +171,15 @@ class ClassStatistics:
                 state[name] = old.new_zeros(len(grown), *old.shape[1:]).index_copy_(0, kept, old)
             self.__dict__.update(state)  # in one step, as in `merge`
         return self
+
+    def of_classes_with_samples(self) -> ClassStatistics:
+        """Those of the classes that have samples, as a copy of O(C D); itself if all have."""
+        places = (self.counts > 0).nonzero().squeeze(1)
+        if len(places) == len(self.labels):
+            return self
+        found = copy.copy(self)
+        found.__dict__.update({name: getattr(self, name)[places] for name in ("labels", *SUMS)})
+        return found
 
     @property
     def means(self) -> torch.Tensor:

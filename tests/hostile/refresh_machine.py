@@ -293,7 +293,8 @@ class RefreshMachine(Hostile):
             return
         tree, loaded = self.htl.tree, ClassTree()
         loaded.load_state_dict(tree.state_dict())  # which checks that the parts belong together
-        assert tree.labels.tolist() == LABELS.unique().tolist() and len(tree.labels) == NUM_CLASSES
+        assert tree.all_labels.tolist() == LABELS.unique().tolist() and len(tree.all_labels) == NUM_CLASSES
+        assert tree.waiting is None or self.streaming
         assert loaded.d_0 == tree.d_0 and loaded._num_divided_levels == tree._num_divided_levels
         a, b = tree.labels.unsqueeze(1), tree.labels
         assert torch.equal(loaded.merge_levels(a, b), tree.merge_levels(a, b))
