@@ -66,6 +66,18 @@ def test_the_split_is_fixed_and_by_class(glyphs):
     assert hashlib.sha256("".join(names).encode()).hexdigest()[:8] == "e30a5577"
 
 
+def test_few_samples_a_class(glyphs):
+    few, again = data.capped(glyphs, 5), data.capped(glyphs, 5)
+    assert (few.train.labels.bincount() == 5).all() and torch.equal(few.train.images, again.train.images)
+    assert few.val is glyphs.val and few.test is glyphs.test and few.class_names == glyphs.class_names
+    for label in (0, 17, 300):
+        whole = {image.numpy().tobytes() for image in glyphs.train.images[glyphs.train.labels == label]}
+        chosen = {image.numpy().tobytes() for image in few.train.images[few.train.labels == label]}
+        assert chosen < whole
+    enough = data.capped(glyphs, 99)
+    assert len(enough.train) == len(glyphs.train)
+
+
 def test_hardly_a_picture_stands_in_two_classes(glyphs):
     """Letters that look alike in one font are one class; those that do across fonts are few."""
     where = {}

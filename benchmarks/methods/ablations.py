@@ -70,7 +70,7 @@ ABLATIONS: dict[str, Ablation] = {
     "linkage": Ablation("how groups of classes merge", varied("htl", "linkage", "single", "average", "complete")),
     "refresh": Ablation("epochs from one refresh of the tree to the next", varied("htl", "refresh_every", 1, 2, 3, 6)),
     "streaming": Ablation(
-        "a tree of the classes seen so far, against waiting for all of them (80 iterations), and against a pass over the set",
+        "a tree of the classes seen so far, against waiting for all (80 iterations) and against a pass over the set",
         ["htl", "htl-streaming", "htl-streaming:warmup_epochs=4", "htl-sampling", "triplet"],
         [{"samples_per_class": 5, "epoch_iterations": 20}],
     ),
