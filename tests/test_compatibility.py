@@ -21,6 +21,7 @@ from . import (
     test_trainers,
     test_transforms,
     test_validation,
+    test_waiting,
 )
 from .distributed import sharded
 from .rounding import tolerance
@@ -277,6 +278,11 @@ def validation():
 @row("`.half()` on the loss", "works")
 def half():
     test_precision.test_a_cast_of_the_loss_does_no_harm_to_the_tree(fitted(), "half")
+
+
+@row('`mode="streaming"` while some classes have not been in a batch', "works")
+def streaming_while_classes_wait():
+    test_waiting.test_classes_join_refresh_by_refresh_and_nothing_warns()
 
 
 @row("`torch.compile`", "works")

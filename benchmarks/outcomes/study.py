@@ -77,9 +77,9 @@ def validate(document: dict[str, Any]) -> None:
                 raise ValueError(
                     f"{where}: there should be {document['metadata']['folds']} accuracies in 0..1, not {trial['folds']}"
                 )
-            unknown = trial["settings"].keys() ^ METHODS[method].defaults.keys()
+            unknown = trial["settings"].keys() - METHODS[method].defaults.keys()  # of those that came later it has none
             if unknown:
-                raise ValueError(f"{where}: settings that only it or only {method} has: {', '.join(sorted(unknown))}")
+                raise ValueError(f"{where}: settings that {method} does not have: {', '.join(sorted(unknown))}")
 
 
 def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -323,11 +323,14 @@ def streaming(rank, world):
         hook = htl.refresh_hook(None, mode="streaming", forget=1.0)
         model = make_model().eval()
         loss = DistributedLossWrapper(htl.loss) if joint and world > 1 else htl.loss
-        if not joint:  # one rank has seen nothing yet, and not every class has been in a batch
+        if not joint:  # one rank has seen nothing yet, and most classes have not been in a batch
+            hook.refresh()
+            assert not htl.tree.is_fitted
             if rank == 0:
                 loss(model(data.tensors[0][:9]), data.tensors[1][:9])
             hook.refresh()
-            assert not htl.tree.is_fitted
+            assert htl.tree.labels.tolist() == [-7, -4] and len(htl.tree.waiting) == 22
+            found |= {f"early {name}": value for name, value in state(htl.tree).items()}
         for _ in range(2):
             for batch in htl.sampler:
                 loss(model(data.tensors[0][batch]), data.tensors[1][batch])

@@ -149,6 +149,6 @@ def test_they_train_as_one(ranks):
 def test_a_streaming_tree(ranks):
     alone = cases.streaming(0, 1)
     found = [rank["streaming"] for rank in ranks]
-    for prefix in ("own ", "joint "):
+    for prefix in ("early ", "own ", "joint "):
         parts = [{name: value for name, value in one.items() if name.startswith(prefix)} for one in (*found, alone)]
         assert_same_tree(parts[:-1], parts[-1], prefix)
