@@ -1,12 +1,10 @@
 """Fits of many classes, which make no C x C matrix, against scipy on that matrix; and how often samples are drawn."""
 
-import importlib.util
 import itertools
 import subprocess
 import sys
 from collections import Counter
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +17,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import squareform
 
 from pml_htl import AnchorNeighborSampler, ClassStatistics, ClassTree
-from pml_htl.tree import merging, nearest, spanning
+from pml_htl.distributed import Ranks
+from pml_htl.tree import coarse, halves, merging, nearest, spanning
+from pml_htl.tree.points import class_points
 
 from .processes import environment
 from .rounding import tolerance
@@ -27,23 +27,25 @@ from .rounding import tolerance
 pytestmark = pytest.mark.numerical
 
 ROUNDING = tolerance(torch.float32)  # what products in float32 may do to a distance
-HAS_FAISS = importlib.util.find_spec("faiss") is not None
-needs_faiss = pytest.mark.skipif(not HAS_FAISS, reason="faiss is not installed")
-searches = pytest.mark.parametrize("search", [pytest.param("faiss", marks=needs_faiss), "torch"])
+searches = pytest.mark.parametrize("search", ["halves", "rows"])  # of a CPU, and of a GPU
 
 
 @contextmanager
-def many_classes(search="torch"):
+def many_classes(search="halves"):
     """Few classes take the path of many, with lists as short as the tree's, in blocks so small that each loop runs on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merging, "MAX_MATRIX_CLASSES", 1)
         patch.setattr(merging, "MIN_NEIGHBORS", 1)
         patch.setattr(nearest, "ROWS", 7)
         patch.setattr(nearest, "COLUMNS", 5)
+        patch.setattr(coarse, "GROUP", 4)
+        patch.setattr(coarse, "TILE", 9)
+        patch.setattr(halves, "ROWS", 6)
+        patch.setattr(halves, "MERGED", 11)
         patch.setattr(spanning, "BLOCK", (5, 3))
         patch.setattr(spanning, "MAX_BRIDGES", 1)
-        if search == "torch":
-            patch.setitem(sys.modules, "faiss", None)  # to import it is an ImportError
+        if search == "rows":
+            patch.setattr(nearest, "search_by_halves", nearest.search_by_rows)
         yield patch
 
 
@@ -111,7 +113,8 @@ def assert_is_the_tree_of_the_matrix(tree, statistics):
 def test_listed_distances_are_those_of_the_matrix(search, statistics, k):
     k = min(k, len(statistics.labels) - 1)
     with many_classes(search):
-        found, found_distances = nearest.nearest_classes(nearest.class_points(statistics, torch.device("cpu")), k)
+        points = class_points(statistics, torch.device("cpu"))
+        found, found_distances = nearest.nearest_classes(points, k, Ranks.alone())
     assert found.shape == (len(statistics.labels), k)
     expected = np.take_along_axis(statistics.squared_distances().numpy(), found, axis=1)
     np.testing.assert_allclose(found_distances, expected, rtol=0, atol=ROUNDING)
@@ -205,17 +208,9 @@ print((peak() - before) / 2**20)
 """
 
 
-@searches
 @pytest.mark.slow
-def test_30000_classes_take_little_memory(search):
-    without_faiss = "import sys; sys.modules['faiss'] = None\n" if search == "torch" else ""
-    done = subprocess.run(
-        [sys.executable, "-c", without_faiss + SCRIPT],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=300,
-    )
+def test_30000_classes_take_little_memory():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment(), timeout=300)
     assert done.returncode == 0, done.stderr
     assert 5 < float(done.stdout) < 400, done.stdout  # MiB; and that it was measured at all
 
@@ -304,46 +299,6 @@ assert products.fp32_precision == "ieee"
         pytest.skip("this torch knows the older way alone")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stderr
-
-
-def points_on_a_gpu():
-    """Points that say they are on the second GPU."""
-    points = nearest.class_points(clustered_statistics(30, 6, num_groups=4), torch.device("cpu"))
-    queries, base = (SimpleNamespace(device=torch.device("cuda", 1), cpu=lambda part=part: part) for part in points[:2])
-    return points, nearest.ClassPoints(queries, base, points.level)
-
-
-@needs_faiss
-def test_points_on_a_gpu_are_searched_there_by_faiss(monkeypatch):
-    import faiss
-
-    points, stand_ins = points_on_a_gpu()
-    calls = []
-
-    def knn_gpu(resources, queries, base, k, *, metric, device):
-        calls.append((resources, device))
-        return faiss.knn(queries, base, k, metric=metric)
-
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
-    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu, raising=False)
-    found, scores = nearest._search(stand_ins, 4)
-    assert calls == [("resources", 1)]
-    expected = (points.queries @ points.base.T).topk(4)
-    np.testing.assert_array_equal(found, expected.indices)
-    np.testing.assert_allclose(scores, expected.values, atol=ROUNDING)
-
-
-@needs_faiss
-def test_points_on_a_gpu_that_faiss_cannot_use_are_searched_by_torch(monkeypatch):
-    import faiss
-
-    _, stand_ins = points_on_a_gpu()
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
-    monkeypatch.setattr(nearest, "search_by_torch", lambda points, k: (points, k))
-    assert nearest._search(stand_ins, 4) == (stand_ins, 4)
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
-    assert nearest._search(stand_ins, 2049) == (stand_ins, 2049)  # a list longer than faiss has there
 
 
 def draws_of_class(sizes, samples_per_class, num_batches):

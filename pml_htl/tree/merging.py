@@ -9,14 +9,15 @@ import torch
 
 from ..common.labels import name_some
 from ..distributed import Ranks
+from .halves import WHAT
 from .linkage import MAX_SQUARED_DISTANCE, merge_classes
-from .nearest import class_points, nearest_classes
+from .nearest import nearest_classes
+from .points import class_points
 from .spanning import minimum_spanning_edges
 from .statistics import ClassStatistics
 
 MAX_MATRIX_CLASSES = 2048  # up to so many the matrix, 32 MiB, is as quick
 MIN_NEIGHBORS = 16  # shorter lists prove too few edges
-WHAT = "the search for the nearest classes"
 
 
 class Merges(NamedTuple):
@@ -42,9 +43,7 @@ def merge_and_find_nearest(
             return _by_matrix(statistics, linkage, num_neighbors) if ranks.rank == 0 else None
     with ranks.together(WHAT):
         points = class_points(statistics, device)
-        part = nearest_classes(points, max(num_neighbors, MIN_NEIGHBORS), ranks.share_of(len(statistics.labels)))
-    nearest, distances = (ranks.concatenate(torch.from_numpy(values)) for values in part)
-    lists = None if nearest is None or distances is None else (nearest.numpy(), distances.numpy())
+    lists = nearest_classes(points, max(num_neighbors, MIN_NEIGHBORS), ranks)
     edges = minimum_spanning_edges(points, lists, ranks)
     if lists is None or edges is None:
         return None

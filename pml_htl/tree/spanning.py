@@ -18,11 +18,10 @@ import torch
 
 from ..common.precision import full_products
 from ..distributed import Ranks
-from .nearest import ClassPoints
+from .points import ClassPoints, Lists
 
-Lists = tuple[np.ndarray, np.ndarray]
 WHAT = "the spanning tree of the classes"
-BLOCK = 4096, 1024  # points of a product; on a CPU it stays in the cache
+BLOCK = 1024, 1024  # points of a product; on a CPU it stays in the cache
 MAX_BRIDGES = 2**22  # so many are held before those that are not needed go
 
 

@@ -78,7 +78,7 @@ def statistics_that_do_not_fit(rank, world):
 def fit_at_scale(rank, world):
     """Lists and bridges are shared."""
     found = {}
-    for search in ("torch", "faiss"):
+    for search in ("halves", "rows"):
         with many_classes(search):
             tree = ClassTree(max_neighbors=3).fit(clustered_statistics(400, 8, num_groups=12), ranks=Ranks())
         found |= {f"{search} {name}": value for name, value in state(tree).items()}
@@ -92,7 +92,7 @@ def fit_in_a_group(rank, world):
     group = torch.distributed.new_group(list(range(1, world, 2)))
     if rank % 2 == 0:
         return {}
-    with many_classes("torch"):
+    with many_classes():
         tree = ClassTree(max_neighbors=3).fit(clustered_statistics(40, 8, num_groups=4), ranks=Ranks(group))
     return {"nodes": tree.nodes}
 

@@ -65,7 +65,7 @@ def test_statistics_of_other_sizes(ranks):
 def test_a_fit_at_scale(ranks):
     alone = cases.fit_at_scale(0, 1)
     assert_identical([rank["fit_at_scale"] for rank in ranks])
-    for search in ("torch", "faiss"):
+    for search in ("halves", "rows"):
         for name in ("labels", "nodes"):
             assert torch.equal(ranks[0]["fit_at_scale"][f"{search} {name}"], alone[f"{search} {name}"])
         for name in ("merge_heights", "spreads", "thresholds"):
