@@ -54,18 +54,20 @@ def minimum_spanning_tree(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray
     num_classes = len(distances)
     nearest = np.zeros(num_classes, dtype=np.int64)  # of each class outside the tree, the nearest one inside, and how far
     length = distances[0].copy()
-    length[0] = np.inf
-    outside = np.ones(num_classes, dtype=bool)
-    outside[0] = False
-    edges, lengths = np.empty((num_classes - 1, 2), dtype=np.int64), np.empty(num_classes - 1)
+    beyond = np.zeros(num_classes)  # infinite for the classes inside, so that they are no nearer to anything
+    length[0] = beyond[0] = np.inf
+    ends, lengths = np.empty((2, num_classes - 1), dtype=np.int64), np.empty(num_classes - 1)
+    candidates, closer = np.empty(num_classes), np.empty(num_classes, dtype=bool)
     for row in range(num_classes - 1):
-        new = length.argmin()
-        edges[row], lengths[row] = (nearest[new], new), length[new]
-        outside[new], length[new] = False, np.inf
-        closer = outside & (distances[new] < length)
-        nearest[closer], length[closer] = new, distances[new, closer]
+        new = int(length.argmin())
+        ends[0, row], ends[1, row], lengths[row] = nearest[new], new, length[new]
+        length[new] = beyond[new] = np.inf
+        np.add(distances[new], beyond, out=candidates)
+        np.less(candidates, length, out=closer)
+        np.copyto(nearest, new, where=closer)
+        np.copyto(length, candidates, where=closer)
     order = np.argsort(lengths, kind="stable")
-    return edges[order], lengths[order]
+    return ends[:, order].T.copy(), lengths[order]
 
 
 def cut_levels(edges: np.ndarray, heights: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -82,12 +84,15 @@ def nodes_of_merges(edges: np.ndarray, merge_levels: np.ndarray, num_levels: int
     """The nodes, as of `cut_levels`, where merge i of the `edges` (C - 1, 2) happens at level `merge_levels[i]`, 0 .. L."""
     num_classes = len(edges) + 1
     nodes = np.empty((num_classes, num_levels + 1), dtype=np.int64)
+    own = np.arange(num_classes)
     for level in range(num_levels + 1):
-        first, second = edges[merge_levels <= level].T
-        graph = sparse.coo_array((np.ones(len(first)), (first, second)), shape=(num_classes, num_classes))
-        component = sparse.csgraph.connected_components(graph, directed=False)[1]
-        _, smallest, inverse = np.unique(component, return_index=True, return_inverse=True)
-        nodes[:, level] = smallest[inverse]
+        first, second = own[edges[merge_levels == level]].T  # between nodes of the level before
+        if len(first):
+            graph = sparse.coo_array((np.ones(len(first)), (first, second)), shape=(num_classes, num_classes))
+            component = sparse.csgraph.connected_components(graph, directed=False)[1][own]
+            _, smallest, inverse = np.unique(component, return_index=True, return_inverse=True)
+            own = smallest[inverse]
+        nodes[:, level] = own
     return nodes
 
 
