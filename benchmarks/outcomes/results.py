@@ -187,14 +187,31 @@ def describe_session(device: str) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    processor = {"processor": processor_name(), "kernels": torch.backends.cpu.get_cpu_capability()}
     return {
         "commit": current_commit() or "unknown",
         "versions": versions,
         "threads": torch.get_num_threads(),
-        "device": {"name": name, "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()},
+        "device": {
+            "name": name,
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+            **processor,
+        },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
     }
+
+
+def processor_name() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def summarize(document: dict[str, Any]) -> pd.DataFrame:

@@ -100,7 +100,7 @@ def _named(entry: dict[str, Any], among: list[dict[str, Any]]) -> str:
 def title(part: str, sizes: dict[str, int], classes: str) -> str:
     """What a case is called."""
     text = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    return f"{part}: {text}" + (", skewed" if classes == "skewed" else "")
+    return f"{part}: {text}" + ("" if classes == "balanced" else f", {classes}")
 
 
 def caption(document: dict[str, Any]) -> str:
@@ -111,9 +111,14 @@ def caption(document: dict[str, Any]) -> str:
         f"{part} ({UNITS[part]}, {threads} thread{'s' * (threads > 1)}, {BESIDE[part]})" for part, threads in parts.items()
     )
     return (
-        f"{what}; device {device['name']}, {device['cores']} cores; median (quartiles) of samples that took turns; "
-        "memory: peak above what was there before"
+        f"{what}; {_device(device)}; median (quartiles) of samples that took turns; memory: peak above what was there before"
     )
+
+
+def _device(device: dict[str, Any]) -> str:
+    """Older files do not tell the processor, nor which of torch's kernels ran."""
+    processor = f" {device['processor']} with {device['kernels']} kernels" if "processor" in device else ""
+    return f"device {device['name']}{processor}, {device['cores']} cores"
 
 
 def rich_table(document: dict[str, Any]) -> Table:

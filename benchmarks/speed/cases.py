@@ -55,7 +55,8 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. `sizes`: B, t and D of a batch; C and D of a data set. `classes`: "balanced" or "skewed"."""
+    """One comparison. `sizes`: B, t and D of a batch; C and D of a data set. `classes`: "balanced", "skewed" or, for a tree,
+    "unclustered"."""
 
     part: str
     sizes: dict[str, int]
@@ -84,7 +85,8 @@ def cases(parts: list[str], large: bool, device: str) -> list[Case]:
     found += [Case("sampler", {"C": size, "B": 512}) for size in (1_000, 10_000, 100_000)]
     found += [Case("sampler", {"C": 10_000, "B": 512}, "skewed")]
     found += [Case("tree", {"C": size, "D": dimensions}) for size, dimensions in trees]
-    found += [Case("tree", {"C": 11_318, "D": 512}, "skewed")]
+    found += [Case("tree", {"C": 11_318, "D": 512}, classes) for classes in ("skewed", "unclustered")]
+    found += [Case("tree", {"C": 100_000, "D": 128}, "unclustered")]
     found += [Case("epoch", {"C": 555, "B": 128})]
     return [case for case in found if case.part in parts]
 
@@ -189,11 +191,12 @@ def _miners(case: Case, device: str) -> list[Contender]:
 def class_statistics(case: Case) -> ClassStatistics:
     """Statistics of clustered classes: groups of 300 about, as in the embeddings of a trained network.
 
-    Balanced: two samples of each class; skewed: a geometric number. Embeddings come in portions, as from a loader.
+    Balanced: two samples of each class; skewed: a geometric number; unclustered: two samples, and no groups, so that no
+    class is near another. Embeddings come in portions, as from a loader.
     """
     num_classes, dimensions = case.sizes["C"], case.sizes.get("D", 16)
     generator = np.random.default_rng(0)
-    counts = np.full(num_classes, 2) if case.classes == "balanced" else generator.geometric(0.3, num_classes)
+    counts = generator.geometric(0.3, num_classes) if case.classes == "skewed" else np.full(num_classes, 2)
     torch_generator = torch.Generator().manual_seed(0)
 
     def directions(number: int) -> torch.Tensor:
@@ -203,7 +206,9 @@ def class_statistics(case: Case) -> ClassStatistics:
     statistics = ClassStatistics(torch.arange(num_classes), dimensions)
     for classes in torch.arange(num_classes).split(10_000):
         group = torch.from_numpy(generator.integers(len(groups), size=len(classes)))
-        centres = torch.nn.functional.normalize(groups[group] + 0.7 * directions(len(classes)))
+        centres = torch.nn.functional.normalize(
+            (case.classes != "unclustered") * groups[group] + 0.7 * directions(len(classes))
+        )
         samples = torch.repeat_interleave(torch.arange(len(classes)), torch.from_numpy(counts[classes]))
         statistics.update(centres[samples] + 0.3 * directions(len(samples)), classes[samples])
     return statistics

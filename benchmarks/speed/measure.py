@@ -47,15 +47,6 @@ def time_in_turns(contenders: list[Contender]) -> dict[str, list[float]]:
     return found
 
 
-def set_threads(threads: int) -> None:
-    """For torch and for faiss, which has a pool of its own."""
-    torch.set_num_threads(threads)
-    with suppress(ImportError):
-        import faiss
-
-        faiss.omp_set_num_threads(threads)
-
-
 def _time(run: Callable[[], Any], calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
@@ -83,7 +74,7 @@ def peak_memory(case: Case, name: str, device: str, threads: int) -> dict[str, f
 
 
 def _measure_peak(case: Case, name: str, device: str, threads: int, sender: Any) -> None:
-    set_threads(threads)
+    torch.set_num_threads(threads)
     (contender,) = (contender for contender in case.contenders(device) if contender.name == name)
     # What a first call loads once is not the contender's; a tree is too dear to be fitted twice for that.
     if case.part != "tree":

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from ..outcomes import results, timings
 from .cases import cases
-from .measure import peak_memory, set_threads, time_in_turns
+from .measure import peak_memory, time_in_turns
 
 
 def run(
@@ -22,7 +23,7 @@ def run(
         used = (all_cores if case.part == "tree" else 1) if threads is None else threads
         title = timings.title(case.part, case.sizes, case.classes)
         console.print(f"[{number}/{len(todo)}] {title}", highlight=False, markup=False)
-        set_threads(used)
+        torch.set_num_threads(used)
         contenders = case.contenders(device)
         seconds = time_in_turns(contenders)
         for contender in contenders:

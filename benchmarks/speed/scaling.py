@@ -19,7 +19,6 @@ from ..common import ranks
 from ..outcomes import results, timings
 from ..training.networks import conv_net
 from .cases import Case, Contender, class_statistics
-from .measure import set_threads
 
 SAMPLES = 5
 SIZES = {  # by stage
@@ -33,7 +32,7 @@ NO_MEMORY = {"extra_mib": None, "process_mib": None}
 def run(output: Path, console: Console) -> None:
     """Measures this many processes, one thread each, and adds them to those that are in the file."""
     together, number = Ranks(), ranks.number_of_processes()
-    set_threads(1)
+    torch.set_num_threads(1)
     found = []
     for stage, sizes_of_stage in SIZES.items():
         for sizes in sizes_of_stage:
