@@ -334,13 +334,13 @@ class TreeRefresh:
         with ranks.together(REFRESH):
             watch.up_to_date()
         statistics = watch.of_all(ranks)
-        counts = torch.zeros(1) if statistics is None else statistics.counts
-        self._is_overdue = bool((counts > 0).sum() < 2 or (counts < 2).all())
+        num_seen = 0 if statistics is None else int((statistics.counts > 0).sum())
+        self._is_overdue = statistics is None or num_seen < 2 or bool(statistics.average_spread.isnan())
         if self._is_overdue and not self._has_warned:
             self._has_warned = True
             warnings.warn(
                 f"the tree stays as it is: the batches that the {type(watch.loss).__name__} has seen had "
-                f"{int((counts > 0).sum())} of {len(watch.labels)} classes, and a tree needs two, one of them with two "
+                f"{num_seen} of {len(watch.labels)} classes, and a tree needs two, one of them with two "
                 "samples; is this the loss that trains, in training mode and with gradients?",
                 stacklevel=3,
             )

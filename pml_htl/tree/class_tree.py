@@ -74,9 +74,9 @@ class ClassTree(torch.nn.Module):
     its float64 tables on the host, so that `state_dict()` loses no digit. Memory is O(C (L + max_neighbors)).
 
     A fit takes a float64 matrix of all class distances up to 2,048 classes. Beyond that, single linkage takes memory of
-    O(C (D + max_neighbors)) and, on a CPU, about the time of one product of all class means in float32 by torch, or less
-    where groups of classes are far from each other. It is exact but for merges and neighbours whose distances differ by less
-    than about 1e-6. The other linkages take the matrix for any number of classes.
+    O(C (D + max_neighbors)) and, on a CPU, the time of about one product of all class means in float32 by torch, less where
+    groups of classes are far from each other, and of choosing the nearest from it. It is exact but for merges and neighbours
+    whose distances differ by less than about 1e-6. The other linkages take the matrix for any number of classes.
 
     Recorded by PML's hook container, 0 until there is something to tell: `d_0`, `nodes_at_level_0` .. `nodes_at_level_L`,
     and `refresh_seconds`, the duration of the last `TreeRefresh`. A fit warns, once, if the samples of each class have all

@@ -8,8 +8,11 @@ into different directions.
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
+from scipy.cluster.vq import kmeans2, vq
 
 GROUP = 100  # classes, on average
 TILE = 1024  # classes of whole groups, whose product with others is one block
@@ -18,33 +21,20 @@ SAMPLE = 16  # classes for each group, from which centres are found
 SLACK = 1e-5  # what rounding may do to a bound
 
 
-def group_of_each(points: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """The group (C,) int64 of each of the points (C, D), by k-means; near ones have near numbers, and so share tiles."""
+def group_of_each(points: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The group (C,) of each of the points (C, D), by k-means; near ones have near numbers, and so share tiles."""
     groups, centres = _k_means(points, max(1, len(points) // GROUP), generator)
     neighborhoods, _ = _k_means(centres, max(1, len(points) // TILE), generator)
-    return torch.argsort(torch.argsort(neighborhoods, stable=True))[groups]
+    return np.argsort(np.argsort(neighborhoods, kind="stable"))[groups]
 
 
-def _k_means(points: torch.Tensor, number: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def _k_means(points: np.ndarray, number: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The group (C,) of each point and the centres (number, D), after a few rounds on a part of the points."""
-    chosen = torch.randperm(len(points), generator=generator)[: SAMPLE * number]
-    sample = points[chosen]
-    centres = sample[:number].clone()
-    for _ in range(ROUNDS):
-        centres = _means(sample, _nearest_centre(sample, centres), centres)
-    return _nearest_centre(points, centres), centres
-
-
-def _nearest_centre(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    halves = centres.square().sum(dim=1) / 2
-    return torch.cat([torch.addmm(-halves, block, centres.T).argmax(dim=1) for block in points.split(4096)])
-
-
-def _means(points: torch.Tensor, groups: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-    """The mean of each group (G, D); that of `otherwise` for one without points."""
-    sums = torch.zeros_like(otherwise).index_add_(0, groups, points)
-    counts = torch.bincount(groups, minlength=len(otherwise)).unsqueeze(1)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), otherwise)
+    sample = points[generator.permutation(len(points))[: SAMPLE * number]]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)  # it does no harm
+        centres, _ = kmeans2(sample, sample[:number], iter=ROUNDS, minit="matrix")
+    return vq(points, centres, check_finite=False)[0], centres
 
 
 class CoarseGroups:
@@ -66,9 +56,9 @@ class CoarseGroups:
         self.of_each = np.repeat(np.arange(len(self.starts)), self.ends - self.starts)
         self.tiles = self._packed()
         self._points, self._offsets = points, offsets
-        of_each = torch.from_numpy(self.of_each)
-        self._centres = _means(points, of_each, torch.zeros(len(self.starts), points.shape[1]))
-        pairs = zip(points.split(4096), of_each.split(4096), strict=True)
+        sizes = (self.ends - self.starts).astype(np.float32)[:, np.newaxis]
+        self._centres = torch.from_numpy(np.add.reduceat(points.numpy(), self.starts) / sizes)
+        pairs = zip(points.split(4096), torch.from_numpy(self.of_each).split(4096), strict=True)
         self._radii = torch.cat([(block - self._centres[groups_of]).norm(dim=1) for block, groups_of in pairs])
         self._largest_radii = torch.from_numpy(np.maximum.reduceat(self._radii.numpy(), self.starts))
 

@@ -1,4 +1,4 @@
-"""The nearest classes of each class on a CPU, by at most half a product: each score is for the lists of both its classes."""
+"""The nearest classes of each class on a CPU, by about half a product: each score is for the lists of both its classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def search_by_halves(points: ClassPoints, k: int, ranks: Ranks) -> Lists | None:
     groups = None
     with ranks.together(WHAT), full_products(points.base.device):
         if ranks.rank == 0:  # rounding on another machine may group them otherwise
-            groups = {"groups": group_of_each(points.means, torch.Generator().manual_seed(0))}
+            groups = {"groups": torch.from_numpy(group_of_each(points.means.numpy(), np.random.default_rng(0)))}
     of_each = ranks.broadcast(groups)["groups"]
     with ranks.together(WHAT), full_products(points.base.device):
         order = torch.argsort(of_each, stable=True)

@@ -71,10 +71,10 @@ def check_statistics(statistics: ClassStatistics, partial: bool) -> None:
         )
     if (counts > 0).sum() < 2:
         raise ValueError(f"a class tree needs at least two classes with samples, but there are {int((counts > 0).sum())}")
-    if not (counts > 1).any():
-        raise ValueError("every class has a single sample; the average spread needs at least one class with two")
     if not statistics.is_finite():
         raise ValueError("the class statistics hold NaN or infinite values; the tree is left as it was")
+    if statistics.average_spread.isnan():
+        raise ValueError("every class has a single sample; the average spread needs at least one class with two")
     if statistics.average_spread > MAX_SQUARED_DISTANCE * (1 + 1e-6):
         raise ValueError(
             f"the average spread is {statistics.average_spread:.4g}, but squared distances of normalised embeddings "

@@ -17,7 +17,7 @@ def nearest_classes(points: ClassPoints, k: int, ranks: Ranks) -> Lists | None:
     """The k nearest other classes of each, nearest first: positions (C, k) int64 and squared distances (C, k) float64.
 
     On rank 0; None on the others, which share the work. Products are float32, so distances are right to about 1e-6, and
-    classes nearer to each other than that come in any order. Memory is O(C (D + k)). Time is O(C^2 D): on a CPU that of half
+    classes nearer to each other than that come in any order. Memory is O(C (D + k)). Time is O(C^2 D): on a CPU about half
     a product, and less where bounds tell that groups of classes are not near each other; elsewhere that of a whole one.
     """
     search = search_by_halves if points.base.device.type == "cpu" else search_by_rows
