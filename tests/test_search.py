@@ -111,7 +111,7 @@ def test_where_nothing_can_be_left_out_it_is_half_a_product(monkeypatch):
     ones, zeros = torch.ones(5_000, 1), torch.zeros(5_000, 1)
     points = ClassPoints(torch.cat([points, ones, zeros], dim=1), torch.cat([points, zeros, ones], dim=1), 1.0)
     share, found = scores_computed(points, 16, monkeypatch)
-    assert 0.5 < share < 0.6  # of the tiles themselves all
+    assert 0.5 < share <= 0.5 + coarse.TILE / 5_000 / 2  # of the tiles themselves, which are no larger, all
     whole = nearest.search_by_rows(points, 16, Ranks.alone())
     np.testing.assert_allclose(found[1], points.squared(whole[1]), rtol=0, atol=2e-6)
 
