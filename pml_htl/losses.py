@@ -12,6 +12,7 @@ import torch
 
 from . import _pml
 from ._pml import AvgNonZeroReducer, BaseMetricLossFunction, SumReducer, get_random_triplet_indices
+from .arithmetic.classes import classes_of, pairs_of_classes
 from .arithmetic.distances import distance_matrix
 from .arithmetic.reductions import HingeLosses, Reduction, can_reduce, fill_stats, reduce_losses, reducer_of_triplets
 from .arithmetic.softmax import soft_losses_of_pairs, soft_losses_of_triplets
@@ -225,12 +226,16 @@ class HierarchicalTripletLoss(BaseMetricLossFunction):
 
     def _hinge_losses(self, batch: _Batch) -> HingeLosses:
         embeddings, labels, mined, ref_emb, ref_labels = batch
+        distances = distance_matrix(self.distance, embeddings, ref_emb)
+        if mined is None and ref_labels is labels and labels.device.type == "cpu" and not is_batched(labels):
+            classes = classes_of(labels)
+            margins = self.miner.margins_between(classes.labels, classes.labels, distances.dtype, training=self.training)
+            return HingeLosses(distances, margins, pairs_of_classes(classes), labels)
         if mined is None:
             pairs = pairs_of_labels(labels, ref_labels)
         else:
             assert len(mined) == 4  # triplets are listed
             pairs = pairs_of_tuple(mined, len(labels), len(ref_labels))
-        distances = distance_matrix(self.distance, embeddings, ref_emb)
         margins = self.miner.margin_matrix(labels, ref_labels, distances.dtype, training=self.training)
         return HingeLosses(distances, margins, pairs, labels)
 

@@ -121,15 +121,23 @@ class DynamicMarginMiner(BaseMiner):
         self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype, *, training: bool = True
     ) -> torch.Tensor:
         """`margins` of labels (B,) and ref_labels (R,) in training or eval mode: (B, R) of `dtype`."""
-        if not self.tree.is_fitted:
-            return torch.full((len(labels), len(ref_labels)), self.initial_margin, dtype=dtype, device=labels.device)
         # The number of distinct labels is not known there without waiting, or is another one for each copy under vmap.
-        if labels.device.type != "cpu" or is_batched(labels) or is_batched(ref_labels):
-            return self._margins_of_all(labels, ref_labels, training).to(dtype)
+        waits = labels.device.type != "cpu" or is_batched(labels) or is_batched(ref_labels)
+        if waits or not self.tree.is_fitted:
+            return self.margins_between(labels, ref_labels, dtype, training=training)
         classes, rows = labels.unique(return_inverse=True)
         ref_classes, columns = (classes, rows) if ref_labels is labels else ref_labels.unique(return_inverse=True)
-        margins = self._margins_of_all(classes, ref_classes, training).to(dtype)
+        margins = self.margins_between(classes, ref_classes, dtype, training=training)
         return margins.index_select(1, columns).index_select(0, rows)
+
+    @torch.no_grad()
+    def margins_between(
+        self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype, *, training: bool = True
+    ) -> torch.Tensor:
+        """The same, quicker where no label is there twice."""
+        if not self.tree.is_fitted:
+            return torch.full((len(labels), len(ref_labels)), self.initial_margin, dtype=dtype, device=labels.device)
+        return self._margins_of_all(labels, ref_labels, training).to(dtype)
 
     def has_margins_of(self, other: DynamicMarginMiner) -> bool:
         """Whether both give every pair of classes the same margin."""

@@ -6,28 +6,34 @@ with their gradient, in B x R memory.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from ..common.precision import widest_float
 from ..common.transforms import transforms_active
-from .triplets import Pairs
+from .classes import ClassPairs
+from .triplets import FAR, Pairs, Positives
 
 # Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
-MAX_COMPARISONS = 64
+MAX_COMPARISONS = 32
 # Rows are taken in blocks: on the CPU so that comparisons stay in the cache, elsewhere so that memory is bounded.
-BLOCK_ELEMENTS = 2**17
+BLOCK_ELEMENTS = 2**16
 BLOCK_ELEMENTS_OF_ACCELERATOR = 2**20
 
 
 def hinge_sums(
-    distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, floor: float = 0.0, ceiling: float | None = None
+    distances: torch.Tensor,
+    margins: torch.Tensor,
+    pairs: Pairs | ClassPairs,
+    floor: float = 0.0,
+    ceiling: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """For each anchor, the violations `d(a,p) - d(a,n) + alpha(a,n)` above `floor` and below `ceiling`.
 
     Args:
-        distances, margins: (B, R) of one float type; the gradient is that of the sums with respect to the distances.
+        distances: (B, R); the gradient is that of the sums with respect to them.
+        margins: of the same float type, as the pairs take them: (B, R) or, for `ClassPairs`, (K, R).
         pairs: the triplets.
         floor: at least 0.
 
@@ -52,7 +58,12 @@ def hinge_sums(
 class _HingeSums(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, floor: float, ceiling: float | None
+        ctx: Any,
+        distances: torch.Tensor,
+        margins: torch.Tensor,
+        pairs: Pairs | ClassPairs,
+        floor: float,
+        ceiling: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with_gradient = ctx.needs_input_grad[0]
         losses, counts, gradient = _sum_up(distances, margins, pairs, floor, ceiling, with_gradient)
@@ -68,104 +79,99 @@ class _HingeSums(torch.autograd.Function):
 
 
 def _sum_up(
-    distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, floor: float, ceiling: float | None, with_gradient: bool
+    distances: torch.Tensor,
+    margins: torch.Tensor,
+    pairs: Pairs | ClassPairs,
+    floor: float,
+    ceiling: float | None,
+    with_gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The sums, the numbers, and by request the gradient (B, R) of each anchor's sum with respect to its distances."""
-    positives = _positives_of(pairs, distances)
-    once = pairs.positives.dtype == pairs.negatives.dtype == torch.bool
-    few = pairs.most_positives is not None and pairs.most_positives <= MAX_COMPARISONS
-    summed = _by_comparing if few else _by_searching
-    losses = distances.new_empty(len(distances))
-    violated = torch.empty_like(positives.distances)
-    gradient = torch.empty_like(distances) if with_gradient else None
-    for rows in _row_blocks(distances, positives.distances.shape[1] if few else 1):
-        negatives = pairs.negatives[rows]
-        needed = torch.where(negatives.bool(), distances[rows] - margins[rows], torch.inf)
-        block = _Positives(*(part[rows] for part in positives))
-        times = None if once else negatives.to(needed.dtype)
-        losses[rows], violated[rows], violating = summed(block, needed, times, floor, ceiling)
-        if gradient is not None:
-            gradient[rows] = -violating  # which is double where running sums were
+    positives = pairs.positives_of(distances)
+    needed_by = pairs.needed(distances, margins)
+    blocks = _blocks(distances, pairs)
+    if len(blocks) == 1:
+        losses, violated, violating = _sum_block(positives, needed_by(slice(None)), pairs, slice(None), floor, ceiling)
+        gradient = -violating if with_gradient else None
+    else:
+        losses, violated = distances.new_empty(len(distances)), torch.zeros_like(positives.distances)
+        gradient = torch.empty_like(distances) if with_gradient else None
+        for rows, most in blocks:
+            block = Positives(*(None if part is None else part[rows, :most] for part in positives))
+            losses[rows], violated[rows, :most], violating = _sum_block(block, needed_by(rows), pairs, rows, floor, ceiling)
+            if gradient is not None:
+                gradient[rows] = -violating
     if gradient is not None:
         gradient.scatter_add_(1, positives.columns, violated)
-    counts = violated.sum(dim=1, dtype=widest_float(violated.device)).nan_to_num_(0).long()
-    return losses, counts, gradient
+    return losses, violated.sum(dim=1, dtype=widest_float(violated.device)).long(), gradient
 
 
-class _Positives(NamedTuple):
-    """The positives of anchors side by side, (B, t) for at most t of them; a free place is at -inf and weighs 0.
-
-    columns: int64, which of the R samples. distances. weights: how often each counts, of the distances' type.
-    """
-
-    columns: torch.Tensor
-    distances: torch.Tensor
-    weights: torch.Tensor
-
-
-def _positives_of(pairs: Pairs, distances: torch.Tensor) -> _Positives:
-    """t is the most that an anchor has, or R where that is not known, so that no shape depends on the data."""
-    matches = pairs.positives
-    if pairs.most_positives is None:
-        columns = torch.arange(distances.shape[1], device=distances.device).expand(distances.shape)
-        return _Positives(columns, distances.where(matches > 0, -torch.inf), matches.to(distances.dtype))
-    numbers = matches.bool().sum(dim=1, keepdim=True, dtype=torch.int32)
-    taken = torch.arange(pairs.most_positives, device=numbers.device) < numbers
-    columns = torch.zeros_like(taken, dtype=torch.int64).masked_scatter_(taken, matches.nonzero()[:, 1])
-    weights = matches.gather(1, columns).to(distances.dtype) * taken
-    return _Positives(columns, distances.gather(1, columns).where(taken, -torch.inf), weights)
-
-
-def _by_comparing(
-    positives: _Positives, needed: torch.Tensor, times: torch.Tensor | None, floor: float, ceiling: float | None
+def _sum_block(
+    positives: Positives,
+    needed: torch.Tensor,
+    pairs: Pairs | ClassPairs,
+    rows: slice | torch.Tensor,
+    floor: float,
+    ceiling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compares each positive of an anchor with all its negatives.
+    """Some rows: their sums (b,), how many negatives each positive violates (b, t), and by how many positives each negative
+    is violated (b, R), of one float type.
+
+    `needed` (b, R) is what a positive must exceed to violate, FAR where there is no negative.
+    """
+    times = pairs.times(rows, needed.dtype)
+    reach = positives.distances
+    by_comparing = pairs.most_positives is not None and pairs.count_once and reach.shape[1] <= MAX_COMPARISONS
+    count = _count_by_comparing if by_comparing else _count_by_searching
+    violated, violating = count(positives, needed + floor if floor else needed, times)
+    if ceiling is not None:
+        too_far = count(positives, needed + max(floor, ceiling), times, or_equal=ceiling > floor)
+        violated, violating = violated - too_far[0], violating - too_far[1]
+    # A violation is what the positive exceeds the negative by. Both are measured from the farthest positive, so that no
+    # digits are lost: violations are about as large as these differences.
+    farthest = reach.amax(dim=1, keepdim=True)
+    losses = (violating * (farthest - needed)).sum(dim=1) - (violated * (farthest - reach)).sum(dim=1)
+    return losses, violated, violating
+
+
+def _count_by_comparing(
+    positives: Positives, needed: torch.Tensor, times: None, or_equal: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compares each positive of an anchor with all its negatives, for the last two results of `_sum_block`.
 
     Args:
-        needed: (b, R), what a positive must exceed to violate; infinite where there is no negative.
-        times: (b, R), how often each negative counts; None if all pairs count once.
-
-    Returns:
-        The sums of violations (b,), how many negatives each positive violates (b, t), and by how many positives each
-        negative is violated (b, R), all of one float type: float arithmetic is several times faster than masks.
+        needed: (b, R), what a positive must exceed (or, by request, equal).
+        times: None, all pairs count once.
     """
-    violations = positives.distances.unsqueeze(2) - needed.unsqueeze(1)  # (b, t, R)
-    torch.threshold_(violations, floor, 0)
-    if ceiling is not None:
-        torch.threshold_(violations.neg_(), -ceiling, 0).neg_()
-    if times is None:
-        losses = violations.sum(dim=(1, 2))
-        active = violations.sign_()
-    else:
-        weights = positives.weights.unsqueeze(2) * times.unsqueeze(1)
-        losses = (violations * weights).sum(dim=(1, 2))
-        active = violations.sign_().mul_(weights)
-    return losses, active.sum(dim=2), active.sum(dim=1)
+    reach, violates = positives.distances.T.unsqueeze(2), torch.ge if or_equal else torch.gt
+    if transforms_active():  # which know no `out`
+        active = violates(reach, needed).to(needed.dtype)
+    else:  # as numbers, which is several times faster than as a mask
+        active = violates(reach, needed, out=needed.new_empty(len(reach), *needed.shape))
+    return active.sum(dim=2).T, active.sum(dim=0)
 
 
-def _by_searching(
-    positives: _Positives, needed: torch.Tensor, times: torch.Tensor | None, floor: float, ceiling: float | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_by_comparing`: sorts the positives of an anchor, so that those that violate a negative are a range of them."""
-    wide = widest_float(needed.device)  # running sums lose digits where few of many count
+def _count_by_searching(
+    positives: Positives, needed: torch.Tensor, times: torch.Tensor | None, or_equal: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_count_by_comparing`: sorts the positives of an anchor, so that those that violate a negative are the last ones.
+
+    `times` (b, R): how often each negative counts; None if all pairs count once.
+    """
     reach, order = positives.distances.sort(dim=1)
-    weights = positives.weights.gather(1, order).to(wide)
-    running_weights = _running_sum(weights)
-    running_sums = _running_sum((weights * reach).where(weights > 0, 0))
-
-    first = torch.searchsorted(reach, needed + floor, right=True)
-    if ceiling is None:
-        last = first.new_full((), reach.shape[1]).expand(first.shape)
+    first = torch.searchsorted(reach, needed, right=not or_equal)  # of the positives that violate
+    weights = torch.ones_like(reach) if positives.weights is None else positives.weights.gather(1, order)
+    if times is None:  # then positives weigh 1, and free places, which come first, violate nothing
+        violating = (reach.shape[1] - first).to(needed.dtype)
+        times = violating.new_ones(()).expand(violating.shape)
     else:
-        last = torch.maximum(first, torch.searchsorted(reach, needed + ceiling))
-    violating = running_weights.gather(1, last) - running_weights.gather(1, first)
-    losses = running_sums.gather(1, last) - running_sums.gather(1, first)
-    losses -= (violating * needed).where(needed != torch.inf, 0)
-
-    times = losses.new_ones(()).expand(losses.shape) if times is None else times.to(wide)
-    steps = torch.zeros_like(running_sums).scatter_add_(1, first, times).scatter_add_(1, last, -times)
-    violated = weights.scatter(1, order, weights * _running_sum(steps)[:, 1:-1])  # back to their columns, all of them
-    return (times * losses).sum(dim=1), violated, times * violating
+        wide = widest_float(needed.device)  # running sums lose digits where few of many count
+        times, weights = times.to(wide), weights.to(wide)
+        running_weights = _running_sum(weights)
+        violating = running_weights[:, -1:] - running_weights.gather(1, first)
+    ends = torch.nn.functional.pad(torch.zeros_like(weights), (0, 1)).scatter_add_(1, first, times)
+    violated = weights.scatter(1, order, weights * _running_sum(ends)[:, 1:-1])  # back to their columns, all of them
+    return violated.to(needed.dtype), (times * violating).to(needed.dtype)
 
 
 def _running_sum(values: torch.Tensor) -> torch.Tensor:
@@ -180,11 +186,29 @@ def _running_sum(values: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(values, (1, 0))
 
 
-def _row_blocks(matrix: torch.Tensor, numbers_per_element: int) -> list[slice]:
-    num_rows, num_columns = matrix.shape
-    elements = BLOCK_ELEMENTS if matrix.device.type == "cpu" else BLOCK_ELEMENTS_OF_ACCELERATOR
-    step = max(1, elements // max(1, num_columns * numbers_per_element))
-    return [slice(start, start + step) for start in range(0, num_rows, step)]
+def _blocks(distances: torch.Tensor, pairs: Pairs | ClassPairs) -> list[tuple[slice | torch.Tensor, int | None]]:
+    """The rows of each block, and how many places their positives take (None: all there are)."""
+    elements = BLOCK_ELEMENTS if distances.device.type == "cpu" else BLOCK_ELEMENTS_OF_ACCELERATOR
+    num_rows, row = len(distances), max(1, distances.shape[1])
+    if pairs.most_positives is None or not pairs.count_once:
+        return [(rows, None) for rows in _ranges(num_rows, elements // row)]
+    if pairs.are_alike:
+        most = pairs.most_positives
+        return [(rows, most) for rows in _ranges(num_rows, elements // (row * (most if most <= MAX_COMPARISONS else 1)))]
+    # Anchors with about as many positives go together, so that a few of them do not cost all.
+    numbers, order = pairs.num_positives.sort(descending=True, stable=True)
+    counts, found, start = numbers.clamp(min=1).tolist(), [], 0
+    while start < num_rows:
+        most = counts[start]
+        end = start + max(1, elements // (row * (most if most <= MAX_COMPARISONS else 1)))
+        found.append((order[start:end], most))
+        start = end
+    return found
+
+
+def _ranges(length: int, step: int) -> list[slice]:
+    step = max(1, step)
+    return [slice(start, start + step) for start in range(0, length, step)]
 
 
 def margin_for_class_pairs(

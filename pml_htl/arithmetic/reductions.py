@@ -9,6 +9,7 @@ import torch
 
 from .. import _pml
 from ..common.transforms import lasting
+from .classes import ClassPairs
 from .hinge import hinge_sums
 from .triplets import Pairs
 
@@ -17,12 +18,12 @@ from .triplets import Pairs
 class HingeLosses:
     """The losses of all triplets of a batch, not listed: `max(0, d(a,p) - d(a,n) + alpha(a,n))`.
 
-    distances, margins: (B, R). pairs: the triplets. labels: (B,) of the anchors.
+    distances: (B, R). margins: as the pairs take them. pairs: the triplets. labels: (B,) of the anchors.
     """
 
     distances: torch.Tensor
     margins: torch.Tensor
-    pairs: Pairs
+    pairs: Pairs | ClassPairs
     labels: torch.Tensor
 
     def sums(self, floor: float = 0.0, ceiling: float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,15 +33,11 @@ class HingeLosses:
     @torch.no_grad()
     def mean_margin(self) -> torch.Tensor:
         """The mean margin of all triplets, a scalar; NaN without any."""
-        negatives = self.pairs.negatives
-        counted = self.margins.where(negatives, 0) if negatives.dtype == torch.bool else self.margins * negatives
-        return (counted.sum(dim=1) * self.pairs.num_positives).sum() / self.pairs.num_triplets()
+        return self.pairs.mean_margin(self.margins)
 
     def margin_range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest and the largest margin of a triplet, scalars; zeros without any."""
-        there = (self.pairs.negatives > 0) & (self.pairs.positives > 0).any(dim=1, keepdim=True)
-        margins = self.margins[there]
-        return torch.aminmax(margins) if len(margins) else (margins.sum(), margins.sum())
+        return self.pairs.margin_range(self.margins)
 
     def active_triplets(self) -> tuple[torch.Tensor, torch.Tensor]:
         """How many triplets have a loss above zero, and how many there are, int64 scalars."""

@@ -9,32 +9,28 @@ from __future__ import annotations
 
 import torch
 
+from .classes import ClassPairs
 from .triplets import Pairs, Triplets
 
 
 def soft_losses_of_pairs(
-    distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs, temperature: float
+    distances: torch.Tensor, margins: torch.Tensor, pairs: Pairs | ClassPairs, temperature: float
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
     """Of all positive pairs whose anchor has a negative, without a list of triplets: O(B R) time and memory.
 
     Args:
-        distances, margins: (B, R).
-        pairs: which of them are positive and which negative; those that are there k times count k times.
+        distances: (B, R).
+        margins: as the pairs take them.
+        pairs: which are positive and which negative; those that are there k times count k times.
 
     Returns:
         The losses (P,), and the anchor and the positive of each, (P,) int64.
     """
     # The positive's distance is the same for all negatives, so that one sum over them serves all positives.
-    pulls = (margins - distances) / temperature
-    if pairs.negatives.dtype != torch.bool:
-        pulls = pulls + pairs.negatives.to(pulls.dtype).log()
-    has_negatives = pairs.num_negatives > 0
-    pulls = pulls.masked_fill(~(pairs.negatives > 0), -torch.inf)
-    pull = pulls.where(has_negatives.unsqueeze(1), 0).logsumexp(dim=1)  # of only -inf the gradient would be NaN
-    anchors, positives = torch.where((pairs.positives > 0) & has_negatives.unsqueeze(1))
-    if pairs.positives.dtype != torch.bool:
-        times = pairs.positives[anchors, positives]
-        anchors, positives = anchors.repeat_interleave(times), positives.repeat_interleave(times)
+    pulls = pairs.needed(distances, margins)(slice(None)) / -temperature
+    times = pairs.times(slice(None), pulls.dtype)
+    pull = (pulls if times is None else pulls + times.clamp(min=1).log()).logsumexp(dim=1)
+    anchors, positives = pairs.listed()
     return _soft(distances[anchors, positives] / temperature + pull[anchors], temperature), (anchors, positives)
 
 

@@ -18,12 +18,29 @@ PairTuple: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Ten
 Mined: TypeAlias = Triplets | PairTuple
 
 
+FAR = 1e30  # a distance beyond all others; its products with zero are zero, as those of infinity are not
+
+
+class Positives(NamedTuple):
+    """The positives of anchors side by side, (B, t) for at most t of them, t at least 1; a free place is at -FAR and weighs 0.
+
+    columns: int64, which of the R samples. distances. weights: how often each counts, of the distances' type; None if no
+    place is free and each counts once.
+    """
+
+    columns: torch.Tensor
+    distances: torch.Tensor
+    weights: torch.Tensor | None
+
+
 class Pairs(NamedTuple):
     """Which pairs stand in triplets: each positive pair of an anchor with each negative pair of the same anchor.
 
     positives, negatives: (B, R) bool, or int64 where pairs count more than once.
     num_positives, num_negatives: (B,) int64, of each anchor.
-    most_positives: different ones of one anchor; None if that is not known without waiting for the device.
+    most_positives: different ones of one anchor, at least 1; None if that is not known without waiting for the device.
+
+    The methods take `margins` (B, R).
     """
 
     positives: torch.Tensor
@@ -32,9 +49,56 @@ class Pairs(NamedTuple):
     num_negatives: torch.Tensor
     most_positives: int | None
 
+    @property
+    def count_once(self) -> bool:
+        """Whether no pair counts more than once."""
+        return self.positives.dtype == self.negatives.dtype == torch.bool
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether all anchors are known to have as many positives."""
+        return False
+
     def num_triplets(self) -> torch.Tensor:
         """How many there are, an int64 scalar."""
         return (self.num_positives * self.num_negatives).sum()
+
+    def positives_of(self, distances: torch.Tensor) -> Positives:
+        """The positives by distances (B, R); t is R where it is not known, so that no shape depends on the data."""
+        if self.most_positives is None:
+            columns = torch.arange(distances.shape[1], device=distances.device).expand(distances.shape)
+            return Positives(columns, distances.where(self.positives > 0, -FAR), self.positives.to(distances.dtype))
+        numbers = self.positives.bool().sum(dim=1, keepdim=True, dtype=torch.int32)
+        taken = torch.arange(self.most_positives, device=numbers.device) < numbers
+        columns = torch.zeros_like(taken, dtype=torch.int64).masked_scatter_(taken, self.positives.nonzero()[:, 1])
+        weights = self.positives.gather(1, columns).to(distances.dtype) * taken
+        return Positives(columns, distances.gather(1, columns).where(taken, -FAR), weights)
+
+    def needed(self, distances: torch.Tensor, margins: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+        """What a positive must exceed to violate the margin of a negative, FAR where there is none: (b, R) of b rows."""
+        return lambda rows: (distances[rows] - margins[rows]).where(self.negatives[rows] > 0, FAR)
+
+    def times(self, rows: slice, dtype: torch.dtype) -> torch.Tensor | None:
+        """How often each negative counts, of some rows (b, R); None if all pairs count once."""
+        return None if self.count_once else self.negatives[rows].to(dtype)
+
+    def listed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Anchor and positive of all positive pairs whose anchor has a negative, (P,) int64 each."""
+        anchors, positives = torch.where((self.positives > 0) & (self.num_negatives > 0).unsqueeze(1))
+        if self.positives.dtype == torch.bool:
+            return anchors, positives
+        times = self.positives[anchors, positives]
+        return anchors.repeat_interleave(times), positives.repeat_interleave(times)
+
+    def mean_margin(self, margins: torch.Tensor) -> torch.Tensor:
+        """The mean margin of all triplets, a scalar; NaN without any."""
+        counted = margins.where(self.negatives, 0) if self.negatives.dtype == torch.bool else margins * self.negatives
+        return (counted.sum(dim=1) * self.num_positives).sum() / self.num_triplets()
+
+    def margin_range(self, margins: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The smallest and the largest margin of a triplet, scalars; zeros without any."""
+        there = margins[(self.negatives > 0) & (self.positives > 0).any(dim=1, keepdim=True)]
+        return torch.aminmax(there) if len(there) else (there.sum(), there.sum())
 
 
 def pairs_of_labels(labels: torch.Tensor, ref_labels: torch.Tensor) -> Pairs:
@@ -94,10 +158,10 @@ def triplets_where(matches: torch.Tensor, negatives: Callable[[torch.Tensor, tor
 
 
 def _most(numbers: torch.Tensor) -> int | None:
-    """The largest, where looking is free."""
+    """The largest, at least 1, where looking is free."""
     if numbers.device.type != "cpu" or is_batched(numbers):
         return None
-    return int(numbers.max()) if len(numbers) else 0
+    return max(1, int(numbers.max())) if len(numbers) else 1
 
 
 def _count_pairs(anchors: torch.Tensor, others: torch.Tensor, num_anchors: int, num_refs: int) -> torch.Tensor:

@@ -33,9 +33,12 @@ def copy_for(device: torch.device, values: torch.Tensor) -> torch.Tensor:
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
     """Autocast off. Half precision has three digits, and a margin may be the small difference of large distances."""
     try:
-        return torch.autocast(device.type, enabled=False)
+        is_on = torch.is_autocast_enabled(device.type)
     except RuntimeError:  # a device without autocast
-        return nullcontext()
+        is_on = False
+    except TypeError:  # torch 2.3 does not tell of a device
+        is_on = True
+    return torch.autocast(device.type, enabled=False) if is_on else nullcontext()
 
 
 @contextmanager

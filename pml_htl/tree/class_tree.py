@@ -17,7 +17,7 @@ from ..common.warn import warn_of_collapse
 from ..distributed import Ranks
 from . import given as hierarchies
 from . import linkage as linkages
-from .cophenetic import largest_between, lay_out, maxima_of_runs
+from .cophenetic import largest_between, lay_out, levels_between, maxima_of_runs
 from .given import Numbers
 from .merging import check_statistics, merge_and_find_nearest
 from .state import NAMES, SHAPE_NAMES, all_labels_of, problem_with, read_entries, shape_of, version_of, with_spreads
@@ -320,7 +320,7 @@ class ClassTree(torch.nn.Module):
         if continuous:
             return self._heights_between(a_found.unsqueeze(1), b_found), spreads
         nodes = self._on(a_found.device, "nodes")
-        levels = self._meeting_levels(nodes[a_found].unsqueeze(1), nodes[b_found])
+        levels = levels_between(*(nodes[found, : self._num_divided_levels] for found in (a_found, b_found)))
         return self._on(a_found.device, "thresholds")[levels], spreads
 
     def neighbors(self, labels: Labels, k: int) -> torch.Tensor:

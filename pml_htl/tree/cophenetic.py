@@ -1,4 +1,4 @@
-"""The height at which any two classes meet, without a table of all pairs.
+"""The level and the height at which any two classes meet, without a table of all pairs.
 
 All classes stand in a row such that every merge joins two neighbouring runs of it. Two classes then meet at the largest of
 the heights between their places, and a table of the maxima over runs of 1, 2, 4, ... gaps answers that in two look-ups.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..common.transforms import transforms_active
 from .linkage import root_of
+
+BLOCK_ELEMENTS = 2**20
 
 
 def lay_out(edges: np.ndarray, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,3 +74,20 @@ def largest_between(maxima: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> t
     last = maxima.shape[1] - 1
     found = torch.maximum(maxima[row, start.clamp(max=last)], maxima[row, (end - run).clamp(min=0)])
     return torch.where(distance > 0, found, 0)
+
+
+def levels_between(a_nodes: torch.Tensor, b_nodes: torch.Tensor) -> torch.Tensor:
+    """The level at which every class of (A, L) meets every one of (B, L), by their nodes at L levels: (A, B) int64, 0 .. L.
+
+    Classes that have met stay together, so it is the number of levels at which their nodes differ.
+    """
+    num_levels, columns = a_nodes.shape[1], b_nodes.T.to(torch.int32).unsqueeze(1)
+    found = []
+    for block in a_nodes.split(max(1, BLOCK_ELEMENTS // max(1, num_levels * len(b_nodes)))):
+        rows = block.T.to(torch.int32).unsqueeze(2)
+        if transforms_active():  # which know no `out`
+            differ = (rows != columns).to(torch.int32)
+        else:  # as numbers, which is several times faster than as a mask
+            differ = torch.ne(rows, columns, out=rows.new_empty(num_levels, len(block), len(b_nodes)))
+        found.append(differ.sum(dim=0, dtype=torch.int32))
+    return (found[0] if len(found) == 1 else torch.cat(found)).long()
