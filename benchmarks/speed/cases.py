@@ -154,7 +154,9 @@ class _Gram(torch.autograd.Function):
 
 
 def _check_loss(pmls: TripletMarginLoss, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-    """At the same constant margin, value and gradient must be PML's; in float64, where no triplet is a rounding from zero."""
+    """At the same constant margin, value and gradient must be PML's. In float64: in float32 a triplet may be a rounding away
+    from zero, and count or not.
+    """
     found = []
     for loss in (HierarchicalTripletLoss(DynamicMarginMiner(ClassTree(), initial_margin=MARGIN)), pmls):
         leaves = embeddings.double().requires_grad_()

@@ -11,7 +11,7 @@ from .triplets import FAR, Positives
 
 
 class Classes(NamedTuple):
-    """The K classes of a batch: their labels (K,), sorted; of each sample which of them it is of (B,); and their sizes (K,)."""
+    """The K classes of a batch: their labels (K,), sorted; which of them each sample is of (B,); and their sizes (K,)."""
 
     labels: torch.Tensor
     of_each: torch.Tensor

@@ -52,7 +52,8 @@ class _Distances(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         embeddings, ref_emb, distances = ctx.saved_tensors
-        weights = gradient if distances is None else gradient / (2 * distances.where(distances > 0, torch.inf))
+        # By a threshold, which is several times faster than a mask.
+        weights = gradient if distances is None else gradient / (2 * torch.threshold(distances, 0, torch.inf))
         query, norms = _normalize(embeddings)
         with full_precision(gradient.device):
             if ref_emb is None:  # the two gradients of a pair are alike, so that one product serves rows and columns

@@ -13,12 +13,12 @@ import torch
 from ..common.precision import widest_float
 from ..common.transforms import transforms_active
 from .classes import ClassPairs
-from .triplets import FAR, Pairs, Positives
+from .triplets import Pairs, Positives
 
 # Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
 MAX_COMPARISONS = 32
 # Rows are taken in blocks: on the CPU so that comparisons stay in the cache, elsewhere so that memory is bounded.
-BLOCK_ELEMENTS = 2**16
+BLOCK_ELEMENTS = 2**18
 BLOCK_ELEMENTS_OF_ACCELERATOR = 2**20
 
 

@@ -22,7 +22,7 @@ FAR = 1e30  # a distance beyond all others; its products with zero are zero, as 
 
 
 class Positives(NamedTuple):
-    """The positives of anchors side by side, (B, t) for at most t of them, t at least 1; a free place is at -FAR and weighs 0.
+    """The positives of anchors side by side, (B, t) for the most that one has or 1; a free place is at -FAR and weighs 0.
 
     columns: int64, which of the R samples. distances. weights: how often each counts, of the distances' type; None if no
     place is free and each counts once.

@@ -320,8 +320,9 @@ class ClassTree(torch.nn.Module):
         if continuous:
             return self._heights_between(a_found.unsqueeze(1), b_found), spreads
         nodes = self._on(a_found.device, "nodes")
-        levels = levels_between(*(nodes[found, : self._num_divided_levels] for found in (a_found, b_found)))
-        return self._on(a_found.device, "thresholds")[levels], spreads
+        a_nodes = nodes[a_found, : self._num_divided_levels]
+        b_nodes = a_nodes if b is a else nodes[b_found, : self._num_divided_levels]
+        return self._on(a_found.device, "thresholds")[levels_between(a_nodes, b_nodes)], spreads
 
     def neighbors(self, labels: Labels, k: int) -> torch.Tensor:
         """The labels of the k nearest other classes of each class, nearest first.
