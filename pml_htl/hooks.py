@@ -39,6 +39,8 @@ from .samplers import AnchorNeighborSampler
 from .tree import ClassStatistics, ClassTree
 
 MODES = ("full", "streaming")
+BATCH_SIZE = 256
+BATCH_SIZES = {"cpu": 64}  # the activations of more do not stay in the cache
 
 
 class TreeRefresh:
@@ -95,7 +97,8 @@ class TreeRefresh:
             refresh is there; calls in eval mode or without gradients do not count, nor do copies of the loss.
         forget: with "streaming", what older samples of a class weigh each time a batch has new ones of it, in (0, 1]: with
             0.5, the default, the last three such batches or so count.
-        batch_size, num_workers: of the pass over `dataset`; `num_workers=None` takes the trainer's number.
+        batch_size, num_workers: of the pass over `dataset`. `batch_size=None` takes 64 on a CPU, whose caches hold the
+            activations then, and 256 elsewhere; `num_workers=None` takes the trainer's number.
         group: the processes of a torch.distributed job that share a refresh; default, all.
         tensorboard_writer: a `SummaryWriter` that gets a picture of each new tree, as "class_tree". Needs matplotlib.
         then: another end-of-epoch hook to call after each epoch, such as the one that PML's `HookContainer` makes (which
@@ -129,7 +132,7 @@ class TreeRefresh:
         mode: str = "full",
         loss: torch.nn.Module | None = None,
         forget: float = 0.5,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         num_workers: int | None = None,
         group: Group | None = None,
         tensorboard_writer: Any = None,
@@ -153,7 +156,7 @@ class TreeRefresh:
         if self.labels is not None and self.labels.ndim != 1:
             raise ValueError(f"labels must be of shape (N,), one per sample, but they are {self.labels.shape}")
         self.seed = integer_at_least(0, "seed", seed)
-        self.batch_size = integer_at_least(1, "batch_size", batch_size)
+        self.batch_size = _optional_integer(1, "batch_size", batch_size)
         self.num_workers = _optional_integer(0, "num_workers", num_workers)
         self.group = group
         self.tensorboard_writer = tensorboard_writer
@@ -250,7 +253,7 @@ class TreeRefresh:
                 model = unwrapped(model)
                 if device is None:
                     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-                loader = self._loader(self.num_workers or 0, collate_fn, ranks, known_labels=None)
+                loader = self._loader(device, self.num_workers or 0, collate_fn, ranks, known_labels=None)
 
                 def batches() -> Iterator[tuple[Any, Labels]]:
                     for batch in loader:
@@ -319,7 +322,7 @@ class TreeRefresh:
             with ranks.together(REFRESH):
                 labels = trainer.sampler.labels if isinstance(trainer.sampler, AnchorNeighborSampler) else None
                 num_workers = trainer.dataloader_num_workers if self.num_workers is None else self.num_workers
-                loader = self._loader(num_workers, trainer.collate_fn, ranks, labels)
+                loader = self._loader(trainer.data_device, num_workers, trainer.collate_fn, ranks, labels)
                 part = part_of_embedding(trainer, self.tree)
             statistics = collect_statistics(
                 list(trainer.models.values()),
@@ -388,7 +391,12 @@ class TreeRefresh:
             compare_classes(statistics.labels.cpu(), torch.from_numpy(self.labels).unique(), "the refresh was given", advice)
 
     def _loader(
-        self, num_workers: int, collate_fn: Callable[..., Any] | None, ranks: Ranks, known_labels: np.ndarray | None
+        self,
+        device: torch.device | str,
+        num_workers: int,
+        collate_fn: Callable[..., Any] | None,
+        ranks: Ranks,
+        known_labels: np.ndarray | None,
     ) -> Iterable[Any]:
         dataset = self.dataset
         assert dataset is not None  # only a streaming refresh goes without
@@ -405,7 +413,8 @@ class TreeRefresh:
             dataset = subset_per_class(dataset, labels, self.samples_per_class, generator)
         if ranks.size > 1:
             dataset = share_of(dataset, ranks)
-        return with_progress(make_loader(dataset, self.batch_size, num_workers, collate_fn), ranks)
+        batch_size = BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE) if self.batch_size is None else self.batch_size
+        return with_progress(make_loader(dataset, batch_size, num_workers, collate_fn), ranks)
 
 
 def anew(loader: DataLoader[Any]) -> Iterator[Any]:

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from pytorch_metric_learning.distances import LpDistance
 from pytorch_metric_learning.losses import TripletMarginLoss
 
 from benchmarks.__main__ import main
@@ -21,11 +20,22 @@ pytestmark = pytest.mark.filterwarnings("ignore:the tree stays as it is")
 
 SMALL = [
     Case("loss", {"B": 32, "t": 4, "D": 8}),
+    Case("smooth loss", {"B": 32, "t": 4, "D": 8}),
     Case("miner", {"B": 40, "t": 4, "D": 8}, "skewed"),
     Case("sampler", {"C": 20, "B": 64}),
     Case("tree", {"C": 60, "D": 8}),
+    Case("full refresh", {"C": 30, "N": 420}),
     Case("epoch", {"C": 30, "B": 32}),
 ]
+ROLES = {
+    "loss": {"ours", "peer", "floor", "alone"},
+    "smooth loss": {"ours", "peer"},
+    "miner": {"ours", "peer", "alone"},
+    "sampler": {"ours", "peer"},
+    "tree": {"ours", "peer", "floor"},
+    "full refresh": {"ours", "floor"},
+    "epoch": {"ours", "peer"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +57,9 @@ def document(tmp_path_factory):
 def test_every_case_has_ours_and_something_to_hold_it_against(document):
     entries = document["measurements"]
     for case in SMALL:
-        roles = {entry["role"] for entry in entries if (entry["sizes"], entry["classes"]) == (case.sizes, case.classes)}
-        more = {"loss": {"floor", "alone"}, "tree": {"floor"}, "miner": {"alone"}, "sampler": set(), "epoch": set()}[
-            case.part
-        ]
-        assert roles == {"ours", "peer"} | more
+        keys = case.part, case.sizes, case.classes
+        found = {entry["role"] for entry in entries if (entry["part"], entry["sizes"], entry["classes"]) == keys}
+        assert found == ROLES[case.part]
     assert all(entry["threads"] == 1 and entry["seconds"]["samples"] >= measure.MIN_SAMPLES for entry in entries)
     assert {"commit", "versions", "date", "command"} <= document["metadata"].keys()
 
@@ -124,9 +132,9 @@ def test_a_contender_that_computes_something_else_stops_the_benchmark(monkeypatc
     monkeypatch.setattr(cases, "cut_levels", lambda edges, heights, thresholds: np.zeros((60, 17)))
     with pytest.raises(RuntimeError, match="not those of scipy"):
         Case("tree", {"C": 60, "D": 8}).contenders("cpu")
-    monkeypatch.setattr(cases, "MARGIN", 0.3)  # of ours; PML's is made before
-    with pytest.raises(RuntimeError, match="differ at the same margin"):
-        cases._check_loss(TripletMarginLoss(0.2, distance=LpDistance(power=2)), *cases._batch(SMALL[0], "cpu"))
+    monkeypatch.setattr(cases, "TripletMarginLoss", lambda margin, **kwargs: TripletMarginLoss(margin + 0.1, **kwargs))
+    with pytest.raises(RuntimeError, match="differ where they should be equal"):
+        SMALL[0].contenders("cpu")
     monkeypatch.setattr(cases.DynamicMarginMiner, "forward", lambda miner, *args: (torch.zeros(1),) * 3)
     with pytest.raises(RuntimeError, match="different triplets"):
         Case("miner", {"B": 40, "t": 4, "D": 8}).contenders("cpu")
@@ -136,7 +144,7 @@ def test_the_cases_are_those_that_the_results_are_asked_for():
     found = cases.cases(list(cases.PARTS), large=True, device="cuda")
     assert {case.part for case in found} == set(cases.PARTS)
     assert {case.sizes["C"] for case in found if case.part == "tree"} >= {5_000, 11_318, 100_000, 300_000, 1_000_000}
-    assert {case.part for case in found if case.classes == "skewed"} == {*cases.PARTS} - {"epoch"}
+    assert {case.part for case in found if case.classes == "skewed"} == {"loss", "miner", "sampler", "tree"}
     assert max(case.sizes["C"] for case in cases.cases(["tree"], large=False, device="cpu")) == 100_000
 
 

@@ -12,9 +12,11 @@ ROLES = ("ours", "alone", "peer", "floor")
 COLUMNS = ("case", "time", "peer / ours", "ours / floor", "memory")
 UNITS = {
     "loss": "forward + backward",
+    "smooth loss": "forward + backward",
     "miner": "a call",
     "sampler": "a batch",
     "tree": "a fit",
+    "full refresh": "all of it",
     "epoch": "an iteration with its share of the refresh",
     "statistics": "updates with all embeddings, and their sum over the ranks",
     "shared fit": "a fit",
@@ -22,9 +24,11 @@ UNITS = {
 }
 BESIDE = {
     "loss": "peer: PML's TripletMarginLoss, floors: Gram matrix with backward, by autograd and in one product less",
+    "smooth loss": "squared distances and no margin, peer: PML's NTXentLoss, which is the same loss",
     "miner": "peer: PML's TripletMarginMiner",
     "sampler": "peer: PML's MPerClassSampler",
     "epoch": "peer: PML's TripletMarginLoss with the same sampler and no refresh",
+    "full refresh": "floors: the forward passes of the network alone, with 64 or 256 images at a time",
     "tree": "peers: single linkage of SciPy and scikit-learn, floor: one product of all class means",
     **dict.fromkeys(("statistics", "shared fit", "refresh"), "peer: one of the processes does all the work alone"),
 }
@@ -205,7 +209,7 @@ def _memory(entry: dict[str, Any]) -> str:
     if extra is None:
         return "-"
     text = f"{extra:.0f} MiB"
-    if entry["part"] in ("loss", "miner"):
+    if entry["part"] in ("loss", "smooth loss", "miner"):
         return f"{text}, {extra * 2**20 / BYTES_OF_FLOAT / entry['sizes']['B'] ** 2:.1f} B^2 floats"
     if entry["part"] == "tree" and entry["process_mib"] is not None:
         return f"{text}, process {entry['process_mib']:.0f} MiB"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from pytorch_metric_learning.distances import LpDistance
-from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.losses import NTXentLoss, TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 from pytorch_metric_learning.samplers import MPerClassSampler
 from scipy.cluster.hierarchy import linkage
@@ -25,19 +25,23 @@ from pml_htl import (
     ClassTree,
     DynamicMarginMiner,
     HierarchicalTripletLoss,
+    TreeRefresh,
 )
 from pml_htl.tree.linkage import cut_levels, merges_of_scipy
 
 from ..training.networks import conv_net
 
-PARTS = ("loss", "miner", "sampler", "tree", "epoch")
+PARTS = ("loss", "smooth loss", "miner", "sampler", "tree", "full refresh", "epoch")
 MARGIN = 0.2
+TEMPERATURE = 0.1
 LARGEST_PEER_BATCH = 1024  # PML's mask of all triplets takes 8 GiB and more beyond
 LARGEST_SCIPY = 11_318  # two matrices of 1 GiB
 LARGEST_SKLEARN = 5_000  # it takes little memory, but minutes beyond
 LARGEST_CHECKED = 5_000
 BATCHES = 20  # of a sampler in one call
 EPOCH = 50  # iterations
+
+Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,15 @@ class Case:
         Raises:
             RuntimeError: ours does not give what the peer gives, where they should be equal.
         """
-        make = {"loss": _losses, "miner": _miners, "sampler": _samplers, "tree": _trees, "epoch": _epochs}[self.part]
+        make = {
+            "loss": _losses,
+            "smooth loss": _smooth_losses,
+            "miner": _miners,
+            "sampler": _samplers,
+            "tree": _trees,
+            "full refresh": _refreshes,
+            "epoch": _epochs,
+        }[self.part]
         return make(self, device)
 
 
@@ -80,6 +92,7 @@ def cases(parts: list[str], large: bool, device: str) -> list[Case]:
         trees += [(300_000, 64)] + [(1_000_000, 64)] * device.startswith("cuda")
     found = [Case("loss", {"B": size, "t": t, "D": 512}) for size, t in batches]
     found += [Case("loss", {"B": size, "t": t, "D": 512}, "skewed") for size, t in ((650, 5), (1024, 4))]
+    found += [Case("smooth loss", {"B": size, "t": 4, "D": 512}) for size in (64, 128, 256)]  # PML's takes seconds beyond
     found += [Case("miner", {"B": size, "t": t, "D": 512}) for size, t in ((128, 4), (256, 4), (650, 5), (1024, 4))]
     found += [Case("miner", {"B": 650, "t": 5, "D": 512}, "skewed")]
     found += [Case("sampler", {"C": size, "B": 512}) for size in (1_000, 10_000, 100_000)]
@@ -87,6 +100,7 @@ def cases(parts: list[str], large: bool, device: str) -> list[Case]:
     found += [Case("tree", {"C": size, "D": dimensions}) for size, dimensions in trees]
     found += [Case("tree", {"C": 11_318, "D": 512}, classes) for classes in ("skewed", "unclustered")]
     found += [Case("tree", {"C": 100_000, "D": 128}, "unclustered")]
+    found += [Case("full refresh", {"C": 555, "N": 7_770})]
     found += [Case("epoch", {"C": 555, "B": 128})]
     return [case for case in found if case.part in parts]
 
@@ -113,13 +127,10 @@ def _losses(case: Case, device: str) -> list[Contender]:
     ours, smooth = HierarchicalTripletLoss(miner), HierarchicalTripletLoss(miner, temperature=0.05)
     pmls = TripletMarginLoss(MARGIN, distance=LpDistance(power=2))
 
-    def train(loss: Callable[..., torch.Tensor]) -> None:
-        leaves = embeddings.clone().requires_grad_()
-        loss(leaves, labels).backward()
-        _wait(device)
-
     if len(labels) <= LARGEST_PEER_BATCH:
-        _check_loss(pmls, embeddings, labels)
+        constant = HierarchicalTripletLoss(DynamicMarginMiner(ClassTree(), initial_margin=MARGIN))
+        _check_loss(constant, pmls, embeddings, labels)
+    train = partial(_train, embeddings, labels)
 
     def gram(leaves: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         normalized = torch.nn.functional.normalize(leaves)
@@ -139,6 +150,25 @@ def _losses(case: Case, device: str) -> list[Contender]:
     return found
 
 
+def _smooth_losses(case: Case, device: str) -> list[Contender]:
+    """The smooth form with squared distances and no margin is NTXentLoss, times its temperature."""
+    embeddings, labels = _batch(case, device)
+    miner = DynamicMarginMiner(ClassTree().fit_embeddings(embeddings, labels), beta=0.0, tree_weight=0.0)
+    ours, pmls = HierarchicalTripletLoss(miner, temperature=TEMPERATURE), NTXentLoss(TEMPERATURE / 2)
+    _check_loss(ours, lambda *batch: TEMPERATURE * pmls(*batch), embeddings, labels)
+    return [
+        Contender("HierarchicalTripletLoss", "ours", lambda: _train(embeddings, labels, ours)),
+        Contender("NTXentLoss", "peer", lambda: _train(embeddings, labels, pmls)),
+    ]
+
+
+def _train(embeddings: torch.Tensor, labels: torch.Tensor, loss: Loss) -> None:
+    """A forward and a backward pass of the loss."""
+    leaves = embeddings.clone().requires_grad_()
+    loss(leaves, labels).backward()
+    _wait(str(embeddings.device))
+
+
 class _Gram(torch.autograd.Function):
     """The Gram matrix with one product for its gradient, where autograd takes two."""
 
@@ -153,19 +183,17 @@ class _Gram(torch.autograd.Function):
         return (gradient + gradient.T) @ points
 
 
-def _check_loss(pmls: TripletMarginLoss, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
-    """At the same constant margin, value and gradient must be PML's. In float64: in float32 a triplet may be a rounding away
-    from zero, and count or not.
-    """
+def _check_loss(ours: Loss, pmls: Loss, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    """Value and gradient must be PML's. In float64: in float32 a triplet may be a rounding away from zero, and so count."""
     found = []
-    for loss in (HierarchicalTripletLoss(DynamicMarginMiner(ClassTree(), initial_margin=MARGIN)), pmls):
+    for loss in (ours, pmls):
         leaves = embeddings.double().requires_grad_()
         value = loss(leaves, labels)
         value.backward()
         found.append((value.detach(), leaves.grad))
     for mine, theirs in zip(*found, strict=True):
         if not torch.allclose(mine, theirs, rtol=1e-9, atol=1e-9 * float(theirs.abs().max())):
-            raise RuntimeError("HierarchicalTripletLoss and TripletMarginLoss differ at the same margin")
+            raise RuntimeError("our loss and PML's differ where they should be equal")
 
 
 def _miners(case: Case, device: str) -> list[Contender]:
@@ -272,17 +300,39 @@ def _check_nodes(tree: ClassTree, merges: np.ndarray) -> None:
         raise RuntimeError("the tree's nodes are not those of scipy's single linkage")
 
 
-# An epoch
+# A refresh and an epoch
+
+
+def _images(case: Case, device: str) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """The network of the comparison, and images as many and as large as the glyphs with their labels."""
+    labels = torch.arange(case.sizes["C"]).repeat_interleave(14)
+    images = torch.rand(len(labels), 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
+    return conv_net(1, torch.Generator().manual_seed(0)).to(device), images, labels
+
+
+def _refreshes(case: Case, device: str) -> list[Contender]:
+    """A whole refresh beside the forward passes that it needs."""
+    network, images, labels = _images(case, device)
+    refresh = TreeRefresh(ClassTree(), TensorDataset(images, labels))
+
+    @torch.no_grad()
+    def embed(batch_size: int) -> None:
+        network.eval()
+        for batch in images.split(batch_size):
+            network(batch)
+        _wait(device)
+
+    return [
+        Contender("TreeRefresh", "ours", lambda: refresh.refresh(network)),
+        *(Contender(f"{size} at a time", "floor", partial(embed, size)) for size in (64, 256)),
+    ]
 
 
 def _epochs(case: Case, device: str) -> list[Contender]:
-    """Training the network of the comparison on images as many and as large as the glyphs, with one refresh at the end."""
-    labels = torch.arange(case.sizes["C"]).repeat_interleave(14)
-    images = torch.rand(len(labels), 1, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
-    shape: dict[str, Any] = {"num_anchors": case.sizes["B"] // 16, "neighborhood_size": 4, "samples_per_class": 4}
-
+    """Training, with one refresh at the end."""
     # One network for all: where another lies in memory makes more of a difference than what is measured here.
-    network = conv_net(1, torch.Generator().manual_seed(0)).to(device)
+    network, images, labels = _images(case, device)
+    shape: dict[str, Any] = {"num_anchors": case.sizes["B"] // 16, "neighborhood_size": 4, "samples_per_class": 4}
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
     def contender(name: str, role: str, mode: str | None) -> Contender:

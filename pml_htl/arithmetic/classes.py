@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from .triplets import FAR, Positives
+from .triplets import FAR, Positives, Rows
 
 
 class Classes(NamedTuple):
@@ -61,13 +61,13 @@ class ClassPairs(NamedTuple):
             return Positives(self.columns, found, None)
         return Positives(self.columns, found.where(self.taken, -FAR), self.taken.to(found.dtype))
 
-    def needed(self, distances: torch.Tensor, margins: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    def needed(self, distances: torch.Tensor, margins: torch.Tensor) -> Callable[[Rows], torch.Tensor]:
         """What a positive must exceed to violate the margin of a negative, FAR where there is none: (b, B) of b rows."""
         of_each = self.classes.of_each
         by_class = margins.clone().fill_diagonal_(-FAR).index_select(1, of_each)
         return lambda rows: distances[rows] - by_class[of_each[rows]]
 
-    def times(self, rows: slice, dtype: torch.dtype) -> None:
+    def times(self, rows: Rows, dtype: torch.dtype) -> None:
         """All pairs count once."""
         return None
 

@@ -13,7 +13,7 @@ import torch
 from ..common.precision import widest_float
 from ..common.transforms import transforms_active
 from .classes import ClassPairs
-from .triplets import Pairs, Positives
+from .triplets import Pairs, Positives, Rows
 
 # Up to so many positives of an anchor, comparing each with all negatives is faster than a search for each negative.
 MAX_COMPARISONS = 32
@@ -97,7 +97,7 @@ def _sum_up(
         losses, violated = distances.new_empty(len(distances)), torch.zeros_like(positives.distances)
         gradient = torch.empty_like(distances) if with_gradient else None
         for rows, most in blocks:
-            block = Positives(*(None if part is None else part[rows, :most] for part in positives))
+            block = positives.take(rows, most)
             losses[rows], violated[rows, :most], violating = _sum_block(block, needed_by(rows), pairs, rows, floor, ceiling)
             if gradient is not None:
                 gradient[rows] = -violating
@@ -110,7 +110,7 @@ def _sum_block(
     positives: Positives,
     needed: torch.Tensor,
     pairs: Pairs | ClassPairs,
-    rows: slice | torch.Tensor,
+    rows: Rows,
     floor: float,
     ceiling: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -135,13 +135,13 @@ def _sum_block(
 
 
 def _count_by_comparing(
-    positives: Positives, needed: torch.Tensor, times: None, or_equal: bool = False
+    positives: Positives, needed: torch.Tensor, times: torch.Tensor | None, or_equal: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Compares each positive of an anchor with all its negatives, for the last two results of `_sum_block`.
 
     Args:
         needed: (b, R), what a positive must exceed (or, by request, equal).
-        times: None, all pairs count once.
+        times: None; all pairs count once.
     """
     reach, violates = positives.distances.T.unsqueeze(2), torch.ge if or_equal else torch.gt
     if transforms_active():  # which know no `out`
@@ -186,7 +186,7 @@ def _running_sum(values: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(values, (1, 0))
 
 
-def _blocks(distances: torch.Tensor, pairs: Pairs | ClassPairs) -> list[tuple[slice | torch.Tensor, int | None]]:
+def _blocks(distances: torch.Tensor, pairs: Pairs | ClassPairs) -> list[tuple[Rows, int | None]]:
     """The rows of each block, and how many places their positives take (None: all there are)."""
     elements = BLOCK_ELEMENTS if distances.device.type == "cpu" else BLOCK_ELEMENTS_OF_ACCELERATOR
     num_rows, row = len(distances), max(1, distances.shape[1])
@@ -197,7 +197,8 @@ def _blocks(distances: torch.Tensor, pairs: Pairs | ClassPairs) -> list[tuple[sl
         return [(rows, most) for rows in _ranges(num_rows, elements // (row * (most if most <= MAX_COMPARISONS else 1)))]
     # Anchors with about as many positives go together, so that a few of them do not cost all.
     numbers, order = pairs.num_positives.sort(descending=True, stable=True)
-    counts, found, start = numbers.clamp(min=1).tolist(), [], 0
+    counts, start = numbers.clamp(min=1).tolist(), 0
+    found: list[tuple[Rows, int | None]] = []
     while start < num_rows:
         most = counts[start]
         end = start + max(1, elements // (row * (most if most <= MAX_COMPARISONS else 1)))

@@ -16,6 +16,7 @@ from ..common.transforms import is_batched
 Triplets: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 PairTuple: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 Mined: TypeAlias = Triplets | PairTuple
+Rows: TypeAlias = slice | torch.Tensor  # some anchors, as a range or (b,) int64
 
 
 FAR = 1e30  # a distance beyond all others; its products with zero are zero, as those of infinity are not
@@ -31,6 +32,11 @@ class Positives(NamedTuple):
     columns: torch.Tensor
     distances: torch.Tensor
     weights: torch.Tensor | None
+
+    def take(self, rows: Rows, most: int | None) -> Positives:
+        """The first `most` places of some rows."""
+        weights = None if self.weights is None else self.weights[rows, :most]
+        return Positives(self.columns[rows, :most], self.distances[rows, :most], weights)
 
 
 class Pairs(NamedTuple):
@@ -74,11 +80,11 @@ class Pairs(NamedTuple):
         weights = self.positives.gather(1, columns).to(distances.dtype) * taken
         return Positives(columns, distances.gather(1, columns).where(taken, -FAR), weights)
 
-    def needed(self, distances: torch.Tensor, margins: torch.Tensor) -> Callable[[slice], torch.Tensor]:
+    def needed(self, distances: torch.Tensor, margins: torch.Tensor) -> Callable[[Rows], torch.Tensor]:
         """What a positive must exceed to violate the margin of a negative, FAR where there is none: (b, R) of b rows."""
         return lambda rows: (distances[rows] - margins[rows]).where(self.negatives[rows] > 0, FAR)
 
-    def times(self, rows: slice, dtype: torch.dtype) -> torch.Tensor | None:
+    def times(self, rows: Rows, dtype: torch.dtype) -> torch.Tensor | None:
         """How often each negative counts, of some rows (b, R); None if all pairs count once."""
         return None if self.count_once else self.negatives[rows].to(dtype)
 

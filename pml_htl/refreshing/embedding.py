@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from ..common.batches import check_embeddings
+from ..common.batches import check_embeddings, check_lengths
 from ..common.labels import Labels, label_tensor
 from ..distributed import Ranks
 from ..tree import ClassStatistics
 
 REFRESH = "the refresh of the class tree"
+COUNTED = 1024  # samples at a time
 
 Batches: TypeAlias = Iterable[tuple[Any, Labels]]  # inputs of B samples and their labels (B,)
 
@@ -64,7 +65,7 @@ def _modules_of(kind: str, models: list[torch.nn.Module]) -> list[Any]:
 
 def _collect(embed: Callable[[Any], torch.Tensor], batches: Batches, ranks: Ranks) -> ClassStatistics:
     """Statistics of this rank's batches; all ranks make as many forward passes."""
-    parts: list[ClassStatistics] = []
+    counted = _Counted()
     remaining, inputs = iter(batches), None
     while True:
         with ranks.together(REFRESH):
@@ -76,27 +77,53 @@ def _collect(embed: Callable[[Any], torch.Tensor], batches: Batches, ranks: Rank
         embeddings = embed(inputs)  # outside `together`: all may wait here for each other
         with ranks.together(REFRESH):
             if batch is not None:
-                _add(parts, embeddings, labels)
+                counted.add(embeddings, labels)
     with ranks.together(REFRESH):
-        while len(parts) > 1:
-            _join_last(parts)
-        if not parts:
+        return counted.statistics()
+
+
+class _Counted:
+    """Class statistics of embeddings that come batch by batch, of classes that are not known beforehand."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []  # counted many at a time, since each time costs
+        self._parts: list[ClassStatistics] = []
+        self._size: int | None = None
+
+    def add(self, embeddings: torch.Tensor, labels: Labels) -> None:
+        labels = label_tensor(labels, "cpu")
+        if labels.ndim != 1:
+            raise ValueError(
+                f"the labels of a batch are of shape {tuple(labels.shape)}, but a class tree has one label per sample: "
+                "give the trainer a single label_hierarchy_level"
+            )
+        check_embeddings(embeddings, "the embeddings that the model makes", self._size)
+        check_lengths(embeddings, labels)
+        self._size = embeddings.shape[1]
+        self._waiting.append((embeddings.to("cpu", copy=True), labels))  # the model may use its memory again
+        if sum(len(some) for _, some in self._waiting) >= COUNTED:
+            self._count()
+
+    def statistics(self) -> ClassStatistics:
+        if self._waiting:
+            self._count()
+        while len(self._parts) > 1:
+            self._join_last()
+        if not self._parts:
             raise ValueError("the data set of the refresh is empty; give the training set under its evaluation transform")
-    return parts[0]
+        return self._parts[0]
 
+    def _count(self) -> None:
+        embeddings, labels = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        self._parts.append(ClassStatistics(labels, embeddings.shape[-1]).update(embeddings, labels))
+        # Parts are joined when they are about as large, so that new classes in every batch do not copy all old ones.
+        while len(self._parts) > 1 and 2 * len(self._parts[-1].labels) >= len(self._parts[-2].labels):
+            self._join_last()
 
-def _add(parts: list[ClassStatistics], embeddings: torch.Tensor, labels: Labels) -> None:
-    labels = label_tensor(labels)
-    if labels.ndim != 1:
-        raise ValueError(
-            f"the labels of a batch are of shape {tuple(labels.shape)}, but a class tree has one label per sample: "
-            "give the trainer a single label_hierarchy_level"
-        )
-    check_embeddings(embeddings, "the embeddings that the model makes")
-    parts.append(ClassStatistics(labels, embeddings.shape[-1]).update(embeddings, labels))
-    # Parts are joined when they are about as large, so that new classes in every batch do not copy all old ones.
-    while len(parts) > 1 and 2 * len(parts[-1].labels) >= len(parts[-2].labels):
-        _join_last(parts)
+    def _join_last(self) -> None:
+        last = self._parts.pop()
+        self._parts[-1].add_classes(last.labels).merge(last.add_classes(self._parts[-1].labels))
 
 
 def inputs_and_labels(batch: Any) -> tuple[Any, Labels]:
@@ -108,11 +135,6 @@ def inputs_and_labels(batch: Any) -> tuple[Any, Labels]:
             "give a data_and_label_getter that makes one of it"
         )
     return batch[0], batch[1]
-
-
-def _join_last(parts: list[ClassStatistics]) -> None:
-    last = parts.pop()
-    parts[-1].add_classes(last.labels).merge(last.add_classes(parts[-1].labels))
 
 
 def make_loader(

@@ -68,7 +68,7 @@ BAD_DATASETS = {
     "NaN": (TensorDataset(DATA * torch.nan, LABELS), (ValueError, "144 of 144 embeddings are NaN or infinite")),
     "float labels": (TensorDataset(DATA, LABELS.double()), (TypeError, "labels must be integers.*float64")),
     "boolean labels": (TensorDataset(DATA, LABELS > 0), (TypeError, "labels must be integers.*bool")),
-    "2-D labels": (TensorDataset(DATA, LABELS.unsqueeze(1)), (ValueError, r"labels of a batch are of shape \(144, 1\)")),
+    "2-D labels": (TensorDataset(DATA, LABELS.unsqueeze(1)), (ValueError, r"labels of a batch are of shape \(64, 1\)")),
 }  # fmt: skip
 LEGITIMATE_IN_A_TRAINER = {"2-D labels"}  # of which it takes a level
 NO_PAIRS = {
@@ -91,7 +91,7 @@ BAD_MODELS = {
     "1-D": (lambda x: x[:, 0], MODEL_SHAPES),
     "3-D": (lambda x: x.unsqueeze(1), MODEL_SHAPES),
     "0-D": (lambda x: x.sum(), MODEL_SHAPES),
-    "one too few": (lambda x: x[1:], (ValueError, "one label per embedding: 143")),
+    "one too few": (lambda x: x[1:], (ValueError, "one label per embedding: 63")),
     "no columns": (lambda x: x[:, :0], (ValueError, "embedding_size must be")),
 }
 BAD_ARGUMENTS = [
