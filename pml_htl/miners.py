@@ -171,12 +171,13 @@ class DynamicMarginMiner(BaseMiner):
         distances = self.distance(embeddings, ref_emb)  # PML's own, so that ties fall as they do there
         margins = self.margin_matrix(labels, ref_labels, distances.dtype, training=self.training)
         self._set_stats(distances, matches, differs)
+        to_negatives = distances.where(differs, torch.nan)  # which is neither within the margin nor beyond it
 
         def negatives(anchors: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-            gap = distances[anchors] - distances[anchors, positives].unsqueeze(1)  # (P, R)
+            gap = to_negatives[anchors].sub_(distances[anchors, positives].unsqueeze(1))  # (P, R)
             if self.type_of_triplets == "easy":
-                return differs[anchors] & (gap > margins[anchors])
-            wanted = differs[anchors] & (gap <= margins[anchors])
+                return gap > margins[anchors]
+            wanted = gap <= margins[anchors]
             if self.type_of_triplets == "hard":
                 wanted &= gap <= 0
             elif self.type_of_triplets == "semihard":

@@ -152,15 +152,23 @@ def triplets_where(matches: torch.Tensor, negatives: Callable[[torch.Tensor, tor
     """The triplets of the positive pairs in `matches` (B, R), in the order anchor, positive, negative.
 
     `negatives(anchors, positives)` says for P pairs which of the R samples are their negatives: (P, R) bool. It is asked
-    for B pairs at a time, so that memory stays at B x R and what is returned.
+    for B / 2 pairs at a time, so that memory stays at B x R and four thirds of what is returned.
     """
     pairs = torch.where(matches)
-    found = []
-    for anchors, positives in zip(*(index.split(max(1, len(matches))) for index in pairs), strict=True):
+    found: list[list[torch.Tensor]] = [[], [], []]
+    for anchors, positives in zip(*(index.split(max(1, len(matches) // 2)) for index in pairs), strict=True):
         pair, negative = torch.where(negatives(anchors, positives))
-        found.append((anchors[pair], positives[pair], negative))
-    anchor, positive, negative = (torch.cat(indices) for indices in zip(*found, strict=True))
+        for parts, index in zip(found, (anchors[pair], positives[pair], negative.clone()), strict=True):  # a view of both
+            parts.append(index)
+    # Joined one by one, so that the parts of each go before the next is made.
+    anchor, positive, negative = (_joined(parts) for parts in found)
     return anchor, positive, negative
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    whole = torch.cat(parts)
+    parts.clear()
+    return whole
 
 
 def _most(numbers: torch.Tensor) -> int | None:
