@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import filterfalse, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,6 +106,7 @@ class AnchorNeighborSampler(BatchSampler):
         self.classes, self._counts = np.unique(self.labels, return_counts=True)
         self._order = np.argsort(self.labels, kind="stable")
         self._starts = np.cumsum(self._counts) - self._counts
+        self._are_enough = bool((self._counts >= self.samples_per_class).all())  # so that none is drawn twice
         self._check_classes()
         if tree.is_given:  # no fit will change its classes
             self._check_tree()
@@ -282,12 +284,18 @@ class AnchorNeighborSampler(BatchSampler):
         The j-th draw is one of the first `n - t + j + 1` samples; if it is there already, the last of these is not.
         """
         counts, wanted = self._counts[classes], self.samples_per_class
-        enough = counts >= wanted
-        choices = np.where(enough, counts - wanted + np.arange(1, wanted + 1)[:, np.newaxis], counts)  # (t, K)
+        choices = counts - wanted + np.arange(1, wanted + 1)[:, np.newaxis]  # (t, K)
+        if not self._are_enough:
+            enough = counts >= wanted
+            choices = np.where(enough, choices, counts)
         draws = (generator.random(choices.shape) * choices).astype(np.int64)
         for place in range(1, wanted):
-            again = (draws[:place] == draws[place]).any(axis=0) & enough
-            draws[place] = np.where(again, choices[place] - 1, draws[place])
+            again = draws[0] == draws[place]
+            for before in range(1, place):
+                again |= draws[before] == draws[place]
+            if not self._are_enough:
+                again &= enough
+            np.copyto(draws[place], choices[place] - 1, where=again)
         return self._order[(self._starts[classes] + draws).T]
 
     def _draw_classes(self, place: Place, generator: np.random.Generator) -> tuple[list[int], list[int], np.ndarray]:
@@ -325,6 +333,7 @@ class AnchorNeighborSampler(BatchSampler):
         strangers = self._strangers(generator)
         classes: list[int] = []
         used: list[int] = []
+        first = 2 * self.neighborhood_size
         for place, anchor in enumerate(walk):
             if len(used) == self.num_anchors:
                 break
@@ -335,10 +344,14 @@ class AnchorNeighborSampler(BatchSampler):
             classes.append(anchor)
             wanted = self.neighborhood_size - 1
             if neighbors is not None:
-                nearest = neighbors[anchor].tolist()
-                if nearest[0] != NO_CLASS:
-                    wanted -= _take_free(nearest, taken, wanted, classes)
-            _take_free(strangers, taken, wanted, classes)
+                nearest = neighbors[anchor]
+                near = nearest[:first].tolist()  # as a rule they will do, and a list of all takes time
+                if near[0] != NO_CLASS:
+                    wanted -= _take_free(near, taken, wanted, classes)
+                    if wanted:
+                        wanted -= _take_free(nearest[first:].tolist(), taken, wanted, classes)
+            if wanted:
+                _take_free(strangers, taken, wanted, classes)
         return classes, used
 
     def _strangers(self, generator: np.random.Generator) -> Iterator[int]:
@@ -398,15 +411,8 @@ def _sample_labels(labels: Labels) -> np.ndarray:
 
 
 def _take_free(candidates: Iterable[int], taken: set[int], wanted: int, classes: list[int]) -> int:
-    """Moves the first `wanted` candidates that are not taken into `classes`, and says how many they were."""
-    found = 0
-    if wanted == 0:
-        return 0
-    for candidate in candidates:
-        if candidate not in taken:
-            taken.add(candidate)
-            classes.append(candidate)
-            found += 1
-            if found == wanted:
-                break
-    return found
+    """Moves the first `wanted` of the candidates, which are distinct, that are not taken into `classes`; says how many."""
+    free = list(islice(filterfalse(taken.__contains__, candidates), wanted))
+    taken.update(free)
+    classes += free
+    return len(free)
