@@ -11,7 +11,9 @@ from pytorch_metric_learning import reducers
 from pytorch_metric_learning.utils.loss_and_miner_utils import convert_to_triplets
 
 from pml_htl.arithmetic import hinge
+from pml_htl.arithmetic.classes import classes_of, pairs_of_classes
 from pml_htl.arithmetic.reductions import HingeLosses, can_reduce, fill_stats, reduce_losses
+from pml_htl.arithmetic.softmax import soft_losses_of_pairs
 from pml_htl.arithmetic.triplets import Pairs, pairs_of_labels, pairs_of_tuple, triplets_of_tuple
 
 pytestmark = pytest.mark.numerical
@@ -82,6 +84,31 @@ def test_sums_counts_and_gradients(batch, limits):
         torch.testing.assert_close(gradient, torch.autograd.grad(expected @ weights, distances)[0], rtol=0, atol=1e-12)
     else:
         assert (gradient == 0).all()
+
+
+@given(st.data())
+def test_a_batch_by_its_classes_is_the_same_as_by_masks(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    size = data.draw(st.integers(1, 12))
+    balanced = np.arange(size) // data.draw(st.integers(1, 4))
+    labels = torch.from_numpy(rng.permutation(balanced) if data.draw(st.booleans()) else rng.geometric(0.4, size)) * 7 - 3
+    classes = classes_of(labels)
+    by_class = torch.from_numpy(rng.choice([-0.3, 0.1, 0.25, 1.0], (len(classes.labels),) * 2))
+    pairs, masked = pairs_of_classes(classes), pairs_of_labels(labels, labels)
+    margins = by_class[classes.of_each][:, classes.of_each]
+    with_ties = data.draw(st.booleans())
+    values = torch.from_numpy(rng.integers(0, 4, (size, size)) / 2 if with_ties else rng.uniform(0, 4, (size, size)))
+    results = []
+    for given_margins, given_pairs in ((by_class, pairs), (margins, masked)):
+        distances = values.clone().requires_grad_()
+        losses, counts = hinge.hinge_sums(distances, given_margins, given_pairs, 0.0, 1.5)
+        (gradient,) = torch.autograd.grad(losses @ torch.arange(1.0, size + 1, dtype=torch.float64), distances)
+        soft, (anchors, positives) = soft_losses_of_pairs(values, given_margins, given_pairs, 0.3)
+        sums = HingeLosses(values, given_margins, given_pairs, labels)
+        results.append([losses, counts, gradient, soft, anchors, positives, sums.mean_margin(), *sums.margin_range()])
+        results[-1] += [given_pairs.num_positives, given_pairs.num_negatives, given_pairs.num_triplets()]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12, equal_nan=True)
 
 
 REDUCERS = {

@@ -91,6 +91,7 @@ class _Counted:
         self._size: int | None = None
 
     def add(self, embeddings: torch.Tensor, labels: Labels) -> None:
+        """A batch (B, D) and (B,); raises as `collect_statistics` says."""
         labels = label_tensor(labels, "cpu")
         if labels.ndim != 1:
             raise ValueError(
@@ -105,6 +106,7 @@ class _Counted:
             self._count()
 
     def statistics(self) -> ClassStatistics:
+        """Those of all batches."""
         if self._waiting:
             self._count()
         while len(self._parts) > 1:
