@@ -33,7 +33,7 @@ def hinge_sums(
 
     Args:
         distances: (B, R); the gradient is that of the sums with respect to them.
-        margins: of the same float type, as the pairs take them: (B, R) or, for `ClassPairs`, (K, R).
+        margins: of the same float type, as the pairs take them: (B, R) or, for `ClassPairs`, (K, K).
         pairs: the triplets.
         floor: at least 0.
 

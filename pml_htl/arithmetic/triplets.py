@@ -19,7 +19,7 @@ Mined: TypeAlias = Triplets | PairTuple
 Rows: TypeAlias = slice | torch.Tensor  # some anchors, as a range or (b,) int64
 
 
-FAR = 1e30  # a distance beyond all others; its products with zero are zero, as those of infinity are not
+FAR = 1e20  # a distance beyond all others; unlike infinity it can be multiplied by zero, and divided by a temperature
 
 
 class Positives(NamedTuple):
