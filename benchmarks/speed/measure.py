@@ -75,7 +75,7 @@ def peak_memory(case: Case, name: str, device: str, threads: int) -> dict[str, f
 
 def _measure_peak(case: Case, name: str, device: str, threads: int, sender: Any) -> None:
     torch.set_num_threads(threads)
-    (contender,) = (contender for contender in case.contenders(device) if contender.name == name)
+    (contender,) = (contender for contender in case.contenders(device, check=False) if contender.name == name)
     # What a first call loads once is not the contender's; a tree is too dear to be fitted twice for that.
     if case.part != "tree":
         contender.run()
@@ -93,7 +93,8 @@ def _measure_peak(case: Case, name: str, device: str, threads: int, sender: Any)
     peak_before, before = _resident("VmHWM"), _resident("VmRSS")
     contender.run()
     peak = _resident("VmHWM")
-    extra = None if peak is None or before is None else peak - before
+    # The kernel's accounts lag behind a little, so that the peak of nothing may lie below what was there.
+    extra = None if peak is None or before is None else max(0.0, peak - before)
     sender.send({"extra_mib": extra, "process_mib": max(filter(None, (peak, peak_before)), default=None)})
 
 
