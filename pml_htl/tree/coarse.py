@@ -12,7 +12,8 @@ import warnings
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2, vq
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 
 GROUP = 100  # classes, on average
 TILE = 1024  # classes of whole groups, whose product with others is one block
@@ -29,12 +30,16 @@ def group_of_each(points: np.ndarray, generator: np.random.Generator) -> np.ndar
 
 
 def _k_means(points: np.ndarray, number: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The group (C,) of each point and the centres (number, D), after a few rounds on a part of the points."""
+    """The group (C,) of each point and the centres (number, D), after a few rounds on a part of the points.
+
+    By scikit-learn, which takes some rows at a time; SciPy's k-means makes a matrix of all points and centres.
+    """
     sample = points[generator.permutation(len(points))[: SAMPLE * number]]
+    found = KMeans(number, init=sample[:number], n_init=1, max_iter=ROUNDS, tol=0)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "One of the clusters is empty", UserWarning)  # it does no harm
-        centres, _ = kmeans2(sample, sample[:number], iter=ROUNDS, minit="matrix")
-    return vq(points, centres, check_finite=False)[0], centres
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of points that coincide, which does no harm
+        found.fit(sample)
+    return found.predict(points), found.cluster_centers_
 
 
 class CoarseGroups:
