@@ -30,10 +30,11 @@ def group_of_each(points: np.ndarray, generator: np.random.Generator) -> np.ndar
 
 
 def _k_means(points: np.ndarray, number: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The group (C,) of each point and the centres (number, D), after a few rounds on a part of the points.
+    """The group (C,) of each point and the centres, at most (number, D), after a few rounds on a part of the points.
 
     By scikit-learn, which takes some rows at a time; SciPy's k-means makes a matrix of all points and centres.
     """
+    number = min(number, len(points))
     sample = points[generator.permutation(len(points))[: SAMPLE * number]]
     found = KMeans(number, init=sample[:number], n_init=1, max_iter=ROUNDS, tol=0)
     with warnings.catch_warnings():
