@@ -13,11 +13,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import scipy.sparse as sparse
-import torch
-from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont
 
-from .splits import LabelledImages, Splits, split_by_class
+from .rendering import Rendering, as_images, render_characters
+from .splits import Splits, split_by_class
 
 FONTS = [
     *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
@@ -26,54 +24,22 @@ FONTS = [
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
 ]
 MIN_FONTS = 10
-SIZE = 32  # pixels
 FONT_SIZE = 22  # every letter of these fonts fits into 32 x 32 at this size
-
-Rendering = tuple[int, bytes]  # font and pixels
 
 
 def glyphs() -> Splits:
     """About 1,400 classes and 19,000 images of 32 x 32, grey, ink 1 on paper 0."""
-    renderings = _render_letters()
-    classes = _merge_homoglyphs(renderings)
-    renderings_in_order: list[bytes] = []
-    labels: list[int] = []
-    for label, letters in enumerate(classes):
-        # One sample a font: of letters that look the same, the first that the font has.
-        by_font = {font: pixels for letter in reversed(letters) for font, pixels in renderings[letter]}
-        renderings_in_order += by_font.values()
-        labels += [label] * len(by_font)
-    pixels = np.frombuffer(b"".join(renderings_in_order), dtype=np.uint8).reshape(-1, 1, SIZE, SIZE)
-    names = [chr(letters[0]) for letters in classes]
-    images = LabelledImages(torch.from_numpy(pixels / np.float32(255)), torch.tensor(labels))
-    return split_by_class("glyphs", images, names)
-
-
-def _render_letters() -> dict[int, list[Rendering]]:
-    """Code point -> its renderings, for all letters that enough fonts contain."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    fonts_of = defaultdict(list)
-    for font, name in enumerate(FONTS):
-        for code in FT2Font(str(folder / f"{name}.ttf")).get_charmap():
-            if unicodedata.category(chr(code)).startswith("L"):
-                fonts_of[code].append(font)
-    # The basic layout needs no library beside Pillow, so that it renders the same everywhere.
-    layout = ImageFont.Layout.BASIC
-    typefaces = [ImageFont.truetype(str(folder / f"{name}.ttf"), FONT_SIZE, layout_engine=layout) for name in FONTS]
-    return {
-        code: [(font, _render(chr(code), typefaces[font])) for font in fonts]
-        for code, fonts in sorted(fonts_of.items())
-        if len(fonts) >= MIN_FONTS
-    }
+    renderings = render_characters([folder / f"{name}.ttf" for name in FONTS], FONT_SIZE, _is_letter, MIN_FONTS)
+    classes = _merge_homoglyphs(renderings)
+    # One sample a font: of letters that look the same, the first that the font has.
+    by_font = [{font: pixels for letter in reversed(letters) for font, pixels in renderings[letter]} for letters in classes]
+    images = as_images([pixels.values() for pixels in by_font])
+    return split_by_class("glyphs", images, [chr(letters[0]) for letters in classes])
 
 
-def _render(letter: str, typeface: ImageFont.FreeTypeFont) -> bytes:
-    """The letter in the middle of the image."""
-    image = Image.new("L", (SIZE, SIZE))
-    left, top, right, bottom = typeface.getbbox(letter)
-    position = ((SIZE - right - left) // 2, (SIZE - bottom - top) // 2)
-    ImageDraw.Draw(image).text(position, letter, fill=255, font=typeface)
-    return image.tobytes()
+def _is_letter(code: int) -> bool:
+    return unicodedata.category(chr(code)).startswith("L")
 
 
 def _merge_homoglyphs(renderings: dict[int, list[Rendering]]) -> list[list[int]]:

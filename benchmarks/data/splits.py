@@ -39,7 +39,7 @@ class Images(Protocol):
 
 
 class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
-    """Images in memory: (N, channels, height, width) float32 and their labels (N,) int64."""
+    """Images in memory: (N, channels, height, width) uint8 and their labels (N,) int64; an item is float32 in 0..1."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images = images
@@ -54,7 +54,11 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.images[index], int(self.labels[index])
+        return self.images[index] / 255, int(self.labels[index])
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[torch.Tensor, int]]:
+        """What torch's loaders ask for instead, a batch at a time."""
+        return list(zip(self.images[indices] / 255, self.labels[indices].tolist(), strict=True))
 
     def part(self, inside: torch.Tensor, labels: torch.Tensor) -> LabelledImages:
         """See `Images`."""
@@ -66,7 +70,7 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
 
     def first_of(self, label: int) -> torch.Tensor:
         """See `Images`."""
-        return self.images[int((self.labels == label).nonzero()[0, 0])]
+        return self.images[int((self.labels == label).nonzero()[0, 0])] / 255
 
 
 @dataclass(frozen=True)
@@ -167,13 +171,18 @@ def fold(splits: Splits, number: int, of: int = 4) -> Splits:
 
 def capped(splits: Splits, samples_per_class: int) -> Splits:
     """At most so many training images of each class, drawn once and for all; the other parts stay as they are."""
-    labels = splits.train.labels.numpy()
+    return replace(splits, train=some_of_each(splits.train, samples_per_class))
+
+
+def some_of_each(images: Images, samples_per_class: int) -> Any:
+    """At most so many images of each class, drawn with a fixed seed."""
+    labels = images.labels.numpy()
     shuffled = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     starts = np.searchsorted(labels[by_class], labels[by_class])
     inside = torch.zeros(len(labels), dtype=torch.bool)
     inside[by_class[np.arange(len(labels)) - starts < samples_per_class]] = True
-    return replace(splits, train=splits.train.part(inside, splits.train.labels[inside]))
+    return images.part(inside, images.labels[inside])
 
 
 def take(images: Images, classes: Sequence[int] | np.ndarray, first: int) -> Images:
