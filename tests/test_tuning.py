@@ -16,7 +16,8 @@ from benchmarks.comparison import tune
 from benchmarks.data.splits import fold
 from benchmarks.methods import spaces
 from benchmarks.methods.ablations import ABLATIONS, Ablation
-from benchmarks.methods.contenders import METHODS, Task, parse_contender
+from benchmarks.methods.contenders import METHODS, parse_contender
+from benchmarks.methods.method import Task
 from benchmarks.methods.spaces import space_of, suggest
 from benchmarks.outcomes import intervals, results, study, tables
 from benchmarks.training.parallel import workers

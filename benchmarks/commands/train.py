@@ -12,7 +12,8 @@ from ..common.ranks import is_first, number_of_processes
 from ..comparison import compare as comparing
 from ..data import Splits, capped, load
 from ..methods.ablations import ABLATIONS
-from ..methods.contenders import METHODS, Contender, Settings, parse_contender
+from ..methods.contenders import METHODS, Contender, parse_contender
+from ..methods.method import Settings
 from ..outcomes import results
 from ..outcomes.study import document_of as outcome_of_tuning
 from ..outcomes.study import winners

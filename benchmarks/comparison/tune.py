@@ -22,7 +22,8 @@ from rich.console import Console
 from ..common.progress import progress_bar
 from ..data import Splits
 from ..data.splits import fold
-from ..methods.contenders import METHODS, Contender, Settings
+from ..methods.contenders import METHODS, Contender, find_method
+from ..methods.method import Settings
 from ..methods.spaces import batches_of, space_of, suggest
 from ..outcomes.study import finished
 from ..training.parallel import Submit, workers
@@ -69,7 +70,8 @@ def tune(
                 if len(done) < trials:
                     waiting.append(study)
     everything = {study.study_name: study for study in check_made_alike(storage, description)}
-    return [everything[method] for method in METHODS if method in everything and finished(everything[method])]
+    order = [*(method for method in METHODS if method in everything), *(name for name in everything if name not in METHODS)]
+    return [everything[method] for method in order if finished(everything[method])]
 
 
 def check_batches(methods: list[str], folds: int, plan: Plan, data: Splits) -> None:
@@ -77,10 +79,10 @@ def check_batches(methods: list[str], folds: int, plan: Plan, data: Splits) -> N
     parts = [fold(data, number, of=NUM_FOLDS) for number in range(folds)]
     for method in methods:
         for batch in batches_of(method):
-            settings = {**METHODS[method].defaults, **batch}
+            settings = {**find_method(method).defaults, **batch}
             for part in parts:
                 try:
-                    METHODS[method].build(plan.task(part, seed=0), settings)
+                    find_method(method).build(plan.task(part, seed=0), settings)
                 except ValueError as error:
                     found = f"{method} is searched with {batch}, but {error}; choose another --batch-size"
                     raise ValueError(found) from error
@@ -116,7 +118,7 @@ def describe(plan: Plan, data: Splits, folds: int) -> dict[str, Any]:
 def start_trial(study: optuna.Study, plan: Plan, folds: int, submit: Submit) -> tuple[optuna.Trial, Future[Any]]:
     method, number = study.study_name, len(finished(study))
     if number == 0 and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
-        defaults = METHODS[method].defaults
+        defaults = find_method(method).defaults
         study.enqueue_trial({name: defaults[name] for name in space_of(method)})
     study.sampler = optuna.samplers.TPESampler(
         n_startup_trials=STARTUP_TRIALS, multivariate=True, seed=zlib.crc32(f"{method} {number}".encode())
@@ -130,7 +132,7 @@ def start_trial(study: optuna.Study, plan: Plan, folds: int, submit: Submit) -> 
 def try_settings(data: Splits, method: str, settings: Settings, plan: Plan, folds: int) -> dict[str, Any]:
     """Trains on all but one fold, and validates on that, for some of the folds."""
     start = time.perf_counter()
-    contender = Contender(METHODS[method], settings)
+    contender = Contender(find_method(method), settings)
     values, error = [], None
     for number in range(folds):
         with tempfile.TemporaryDirectory(prefix="pml-htl-tune-") as folder:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from .contenders import METHODS, NEIGHBORS, Settings
+from .contenders import find_method
+from .method import NEIGHBORS, Settings
 
 if TYPE_CHECKING:
     import optuna
@@ -56,6 +57,14 @@ MULTI_SIMILARITY: Space = {
     "base": between(0.2, 1.0),
     "epsilon": between(0.0, 0.3),
 }
+PROXIES: Space = {"loss_lr": log(1e-3, 0.3)}
+
+
+def both(name: str, space: Space) -> dict[str, Space]:
+    """The same space with either sampler."""
+    return {name: space, f"{name}-sampling": space}
+
+
 OWN: dict[str, Space] = {
     "triplet": TRIPLET,
     "triplet-semihard": TRIPLET,
@@ -71,17 +80,32 @@ OWN: dict[str, Space] = {
     "htl-sampling": TRIPLET,
     "contrastive-sampling": CONTRASTIVE,
     "ntxent-sampling": {"temperature": log(0.02, 0.5)},
+    "multi-similarity-sampling": MULTI_SIMILARITY,
+    **both("supcon", {"temperature": log(0.02, 0.5)}),
+    **both("circle", {"m": between(0.1, 0.6), "gamma": log(16.0, 512.0)}),
+    **both(
+        "soft-triple",
+        {
+            "la": log(5.0, 80.0),
+            "gamma": log(0.03, 0.5),
+            "margin": log(0.003, 0.3),
+            "centers_per_class": choice(1, 2, 5, 10),
+            **PROXIES,
+        },
+    ),
+    **both("arcface", {"margin": between(5.0, 40.0), "scale": log(8.0, 64.0), **PROXIES}),
+    **both("normalized-softmax", {"temperature": log(0.02, 0.5), **PROXIES}),
 }
 
 
 def suggest(trial: optuna.Trial, method: str) -> Settings:
     """The settings of a trial: what is searched for this method, drawn, and its defaults for the rest."""
-    return {**METHODS[method].defaults, **{name: draw(trial, name) for name, draw in space_of(method).items()}}
+    return {**find_method(method).defaults, **{name: draw(trial, name) for name, draw in space_of(method).items()}}
 
 
 def space_of(method: str) -> Space:
     """The dimensions that are searched for a method, by the names of its settings."""
-    own_sampling = METHODS[method].defaults["sampling"]
+    own_sampling = find_method(method).defaults["sampling"]
     return {**COMMON, **(NEIGHBORHOOD if own_sampling == NEIGHBORS["sampling"] else {}), **OWN[method]}
 
 

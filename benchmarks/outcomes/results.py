@@ -17,7 +17,7 @@ import torch
 import pml_htl
 
 from ..common.commit import current_commit
-from ..methods.contenders import METHODS, Contender
+from ..methods.contenders import Contender, find_method
 from ..training.evaluation import METRICS
 from ..training.train import Outcome, Plan
 from . import study, timings
@@ -238,8 +238,6 @@ def title_of(entry: dict[str, Any]) -> str:
     """The title of the contender of a run or curve: its label, or its settings as far as they are not today's defaults."""
     if "label" in entry:
         return entry["label"]
-    method = METHODS.get(entry["method"])
-    if method is None:
-        raise ValueError(f"there is no method {entry['method']!r} in this version")
+    method = find_method(entry["method"], entry["settings"])
     changes = {name: value for name, value in entry["settings"].items() if method.defaults.get(name) != value}
     return Contender(method, changes).title

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..methods.contenders import METHODS, Settings
+from ..methods.contenders import find_method
+from ..methods.method import Settings
 
 if TYPE_CHECKING:
     import optuna
@@ -65,8 +66,7 @@ def validate(document: dict[str, Any]) -> None:
     if missing:
         raise ValueError(f"the metadata lack {', '.join(missing)}")
     for method, trials in document["studies"].items():
-        if method not in METHODS:
-            raise ValueError(f"there is no method {method!r} in this version")
+        defaults = find_method(method).defaults
         if not trials:
             raise ValueError(f"{method} has no trials")
         for number, trial in enumerate(trials):
@@ -78,7 +78,7 @@ def validate(document: dict[str, Any]) -> None:
                 raise ValueError(
                     f"{where}: there should be {document['metadata']['folds']} accuracies in 0..1, not {trial['folds']}"
                 )
-            unknown = (trial["settings"].keys() ^ METHODS[method].defaults.keys()) - LATER
+            unknown = (trial["settings"].keys() ^ defaults.keys()) - LATER
             if unknown:
                 raise ValueError(f"{where}: settings that only it or only {method} has: {', '.join(sorted(unknown))}")
 
@@ -88,7 +88,7 @@ def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     table = []
     for method, trials in document["studies"].items():
         best = max(trials, key=lambda trial: trial["mean"])
-        defaults = METHODS[method].defaults
+        defaults = find_method(method).defaults
         changes = [f"{name}={brief(value)}" for name, value in best["settings"].items() if value != defaults[name]]
         table.append((best["mean"], (method, trials, changes)))
     return [
