@@ -17,10 +17,13 @@ from benchmarks.commands import train as commands
 from benchmarks.commands.app import spread_lists
 from benchmarks.comparison import compare as comparing
 from benchmarks.data.splits import LabelledImages
-from benchmarks.methods.contenders import METHODS, Task, parse_contender
+from benchmarks.methods.by_name import ClassMethod
+from benchmarks.methods.contenders import METHODS, parse_contender
+from benchmarks.methods.method import Task
 from benchmarks.outcomes import intervals, results, study, tables
-from benchmarks.training.networks import Augment
-from benchmarks.training.train import Plan, train
+from benchmarks.training.networks import Augment, make_network
+from benchmarks.training.precision import fast_precision
+from benchmarks.training.train import Plan, make_optimizers, make_schedulers, train
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 OTHERS = ("class_tree.json", "hostile.json", "resume.json")  # these are no results of a comparison
@@ -45,12 +48,12 @@ def test_glyphs(glyphs):
     assert {"e", "é", "ê", "ë", "A", "B"} <= names
     assert not names & {"Α", "А", "ё"}  # Greek and Cyrillic A look like the Latin one
     for part in (glyphs.train, glyphs.val, glyphs.test):
-        assert part.images.shape[1:] == (1, 32, 32) and part.images.dtype == torch.float32
+        assert part.images.shape[1:] == (1, 32, 32) and part.images.dtype == torch.uint8
         counts = part.labels.bincount()[part.labels.min() :]
         assert 10 <= counts.min() and counts.max() <= 16
-        ink = part.images.flatten(1)
+        ink = part.images.flatten(1) / 255
         assert ink.min() == 0 and ink.max() == 1 and (ink.amax(dim=1) > 0.2).all()  # no empty image
-        edges = part.images.clone()
+        edges = part.images / 255
         edges[..., 1:-1, 1:-1] = 0
         assert (edges.flatten(1).amax(dim=1) > 0.5).float().mean() < 0.02  # letters are not cut off
 
@@ -165,10 +168,12 @@ def test_lists_on_the_command_line():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the tree stays as it is")
 def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
-    assert run_cli("compare", *TINY, "--seeds", 0, 1, "--output", tmp_path) == 0
+    # Of losses by their class, which tests/test_by_name.py trains, one with proxies.
+    methods = [name for name, method in METHODS.items() if not isinstance(method, ClassMethod)] + ["soft-triple-sampling"]
+    assert run_cli("compare", *TINY, "--methods", *methods, "--seeds", 0, 1, "--output", tmp_path) == 0
     document = results.load(tmp_path / "results.json")
-    assert {run["method"] for run in document["runs"]} == set(METHODS)
-    assert len(document["runs"]) == len(METHODS) * 2 * 2  # seeds, splits
+    assert {run["method"] for run in document["runs"]} == set(methods)
+    assert len(document["runs"]) == len(methods) * 2 * 2  # seeds, splits
     for run in document["runs"]:
         assert run["train_seconds"] > 0
         if run["method"] != "htl-streaming":  # four batches have not had all classes
@@ -183,7 +188,7 @@ def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     summary = results.summarize(document)
     assert summary.map_at_r.is_monotonic_decreasing and (summary.seeds == 2).all()
-    order = [out.rindex(f" {title} ") for title in summary.title]
+    order = [out.rindex(f" {title} ") for title in summary.title if len(title) <= 20]  # longer ones stand in two lines
     assert order == sorted(order)  # the table on the screen is sorted by MAP@R
 
 
@@ -224,6 +229,56 @@ def test_the_same_seed_gives_the_same_numbers(tiny, tmp_path):
         assert outcomes[0].accuracies == outcomes[1].accuracies
         curves = [[(step, accuracy) for step, accuracy, _ in outcome.curve] for outcome in outcomes]
         assert curves[0] == curves[1]
+
+
+def test_a_cosine_falls_to_zero_with_the_last_iteration():
+    trunk, embedder, loss = (torch.nn.Linear(2, 2) for _ in range(3))
+    optimizers = make_optimizers(trunk, embedder, loss, 0.1, 0.2)
+    schedulers = make_schedulers(optimizers, Plan(iterations=8, epoch_iterations=2, schedule="cosine"))
+    assert schedulers.keys() == {f"{name}_scheduler_by_iteration" for name in ("trunk", "embedder", "metric_loss")}
+    rates = []
+    for _ in range(8):
+        for optimizer, scheduler in zip(optimizers.values(), schedulers.values(), strict=True):
+            optimizer.step()
+            scheduler.step()
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers.values()])
+    assert rates[3] == pytest.approx([0.05, 0.05, 0.1]) and rates[-1] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert rates == sorted(rates, reverse=True)
+    assert make_schedulers(optimizers, Plan()) == {}
+    with pytest.raises(ValueError, match="schedule must be constant or cosine"):
+        Plan(schedule="linear")
+
+
+@pytest.mark.slow
+def test_a_schedule_and_another_network_are_written_down(tiny, tmp_path):
+    options = ["--network", "strided_net", "--schedule", "cosine"]
+    assert run_cli("compare", *TINY, *options, "--methods", "triplet", "proxy-anchor", "--output", tmp_path) == 0
+    plan = results.load(tmp_path / "results.json")["metadata"]["plan"]
+    assert (plan["network"], plan["schedule"], plan["precision"]) == ("strided_net", "cosine", fast_precision("cpu"))
+    assert run_cli("compare", *TINY, "--methods", "triplet", "--output", tmp_path) == 2  # it is of another schedule
+
+
+@pytest.mark.parametrize("name", ["conv_net", "strided_net"])
+def test_small_networks(name):
+    (trunk, width), (again, _) = (make_network(name, 3, seed=1) for _ in range(2))
+    images = torch.rand(4, 3, 32, 32)
+    features = trunk.eval()(images)
+    assert features.shape == (4, width) and torch.equal(features, again.eval()(images))
+    assert trunk(torch.rand(2, 3, 64, 64)).shape == (2, width)
+    with pytest.raises(ValueError, match=f"no weights for {name}"):
+        make_network(name, 3, 0, "pretrained")
+
+
+def test_the_precision_follows_the_hardware(monkeypatch):
+    tests = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for answers, expected in (((False, False), "fp32"), ((True, False), "bf16"), ((False, True), "bf16")):
+        for name, answer in zip(tests, answers, strict=True):
+            monkeypatch.setattr(torch.cpu, name, lambda answer=answer: answer, raising=False)
+        assert fast_precision("cpu") == expected
+    for name in tests:
+        monkeypatch.delattr(torch.cpu, name)
+    assert fast_precision("cpu") == "fp32"  # a torch that does not tell
+    assert fast_precision("mps") == "fp32"
 
 
 @pytest.mark.slow

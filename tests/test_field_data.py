@@ -8,12 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
 from benchmarks import data
 from benchmarks.data.files import MEAN, STD, middle_crop, random_crop, to_tensor
 from benchmarks.data.splits import fold
 from benchmarks.outcomes import results, tables
-from benchmarks.training.evaluation import RecallCalculator
+from benchmarks.training.evaluation import METRICS, RecallCalculator
 from benchmarks.training.networks import load_weights, make_network
 
 from .miniature import MINIATURES, RECALL_AT, SIZE
@@ -180,7 +181,7 @@ def test_networks():
     twin, _ = make_network("conv_net", 3, seed=1)
     assert trunk.eval()(torch.zeros(2, 3, 40, 40)).shape == (2, width)
     assert all(map(torch.equal, trunk.state_dict().values(), twin.state_dict().values()))
-    with pytest.raises(ValueError, match="conv_net, resnet50, inception, but it is 'vgg'"):
+    with pytest.raises(ValueError, match="conv_net, strided_net, resnet50, inception, but it is 'vgg'"):
         make_network("vgg", 3, 0)
     with pytest.raises(ValueError, match="there are no weights for conv_net"):
         make_network("conv_net", 3, 0, "pretrained")
@@ -234,6 +235,19 @@ def test_recall_against_a_loop(seed, own_gallery, recall_at):
 def test_as_many_neighbors_as_there_are(recall_at, counts, own_gallery, expected):
     calculator = RecallCalculator(recall_at, device=torch.device("cpu"))
     assert calculator.determine_k(torch.tensor(counts), sum(counts), own_gallery) == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_accuracies_are_those_of_pml(seed, own_gallery):
+    """Also with classes of one sample, and queries without a match."""
+    rng = np.random.default_rng(seed)
+    query, gallery = torch.from_numpy(rng.normal(size=(2, 20, 3)).astype(np.float32))
+    labels, gallery_labels = torch.from_numpy(rng.integers(8, size=(2, 20)))
+    given = (query, labels) if own_gallery else (query, labels, gallery, gallery_labels)
+    names = tuple(METRICS)
+    ours = RecallCalculator((), include=names, device=torch.device("cpu")).get_accuracy(*given)
+    theirs = AccuracyCalculator(include=names, k="max_bin_count", device=torch.device("cpu")).get_accuracy(*given)
+    assert ours == theirs
 
 
 def test_map_at_r_of_a_class_larger_than_the_recalls():

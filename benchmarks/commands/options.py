@@ -11,9 +11,10 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 import typer
 
-from ..data import IN_FILES, IN_MEMORY
+from ..data import FROM_FONTS, IN_FILES, IN_MEMORY
 from ..training.networks import NETWORKS
-from ..training.train import Plan
+from ..training.precision import fast_precision
+from ..training.train import SCHEDULES, Plan
 
 Command: TypeAlias = Callable[..., Any]
 
@@ -22,12 +23,21 @@ Command: TypeAlias = Callable[..., Any]
 class TrainingOptions:
     """How to train, on what, and where results go; a field is an option of the command line."""
 
-    iterations: Annotated[int, typer.Option(help="Of each training.", min=1)] = 300
-    epoch_iterations: Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.", min=1)] = 50
+    iterations: Annotated[int, typer.Option(help="Of each training.", min=1)] = Plan.iterations
+    epoch_iterations: Annotated[int, typer.Option(help="Validate, and refresh the tree, after so many.", min=1)] = (
+        Plan.epoch_iterations
+    )
+    schedule: Annotated[
+        str, typer.Option(help=f"Of the learning rate: {' or '.join(SCHEDULES)}; a cosine falls to zero at the end.")
+    ] = Plan.schedule
     batch_size: Annotated[int, typer.Option(help="Samples in a batch.", min=1)] = 128
     embedding_size: Annotated[int, typer.Option(help="Length of an embedding.", min=1)] = 128
     data: Annotated[
-        str, typer.Option(help=f"{', '.join(IN_MEMORY)}; or NAME:PATH of {', '.join(IN_FILES)} (default data/NAME).")
+        str,
+        typer.Option(
+            help=f"{', '.join(IN_MEMORY)}; {', '.join(FROM_FONTS)}, also as NAME:FOLDER with fonts of your own; "
+            f"or NAME:PATH of {', '.join(IN_FILES)} (default data/NAME)."
+        ),
     ] = "glyphs"
     samples_per_class: Annotated[
         int | None, typer.Option(help="Train on at most so many images of each class; default all.", min=2)
@@ -42,15 +52,18 @@ class TrainingOptions:
     ] = False
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1, ...")] = "cpu"
     workers: Annotated[int, typer.Option(help="Loader processes; the built-in data need none.", min=0)] = 0
-    precision: Annotated[str, typer.Option(help="Of the network: fp32, or bf16 (autocast).")] = "fp32"
+    precision: Annotated[
+        str, typer.Option(help="Of the network: fp32, bf16 (autocast), or auto: bf16 where the hardware computes in it.")
+    ] = "auto"
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each with its share of the cores.", min=1)] = 1
     output: Annotated[Path, typer.Option(help="Folder for results; one that is there is continued.")] = Path("runs")
 
     def plan(self) -> Plan:
         """How each training goes."""
         given = {field.name: getattr(self, field.name) for field in fields(Plan)}
-        is_in_files = self.data.partition(":")[0] in IN_FILES
-        return Plan(**{**given, "image_size": self.image_size if is_in_files else None})
+        given["image_size"] = self.image_size if self.data.partition(":")[0] in IN_FILES else None
+        given["precision"] = fast_precision(self.device) if self.precision == "auto" else self.precision
+        return Plan(**given)
 
 
 def with_training_options(*, without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Command], Command]:

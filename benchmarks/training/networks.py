@@ -9,18 +9,21 @@ import torch
 from torch import nn
 
 WIDTHS = (32, 64, 128, 256)
+KERNELS = (5, 3, 3, 3)  # of strided_net
+LAST_SIZE = 2  # of images of 32 x 32 at the end of strided_net; larger ones are pooled to it
 # By their names in timm, with the weights that "pretrained" takes: for ResNet-50 torchvision's first, which the field uses
 # (timm's default ones are of another recipe). It has no BN-Inception; Inception v3 is its successor, with batch norm after
 # every convolution; of its weights these are made for images as data/files.py normalises them (the default ones are not).
 TIMM = {"resnet50": "resnet50.tv_in1k", "inception": "inception_v3.gluon_in1k"}
-NETWORKS = ("conv_net", *TIMM)
+SMALL = ("conv_net", "strided_net")
+NETWORKS = (*SMALL, *TIMM)
 
 
 def make_network(name: str, channels: int, seed: int, weights: str = "random") -> tuple[nn.Module, int]:
     """A trunk, images to features (B, width), and its width; it begins as `seed` says where weights are random.
 
     Args:
-        name: one of `NETWORKS`. conv_net is small; the others are of `timm`.
+        name: one of `NETWORKS`. conv_net and strided_net are small; the others are of `timm`.
         channels: of the images.
         weights: "random", "pretrained" (on ImageNet, from timm's hub) or a file with a state dict, all of the trunk in it.
 
@@ -30,10 +33,13 @@ def make_network(name: str, channels: int, seed: int, weights: str = "random") -
     if name not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, but it is {name!r}")
     torch.manual_seed(seed)
-    if name == "conv_net":
+    if name in SMALL:
         if weights != "random":
-            raise ValueError(f"there are no weights for conv_net, but --weights is {weights!r}")
-        return conv_net(channels, torch.Generator().manual_seed(seed)), WIDTHS[-1]
+            raise ValueError(f"there are no weights for {name}, but --weights is {weights!r}")
+        generator = torch.Generator().manual_seed(seed)
+        if name == "conv_net":
+            return conv_net(channels, generator), WIDTHS[-1]
+        return strided_net(channels, generator), WIDTHS[-1] * LAST_SIZE**2
     try:
         import timm
     except (ImportError, RuntimeError) as error:  # torchvision of another torch raises the latter
@@ -114,6 +120,24 @@ def conv_net(channels: int, generator: torch.Generator) -> nn.Sequential:
             nn.ReLU(inplace=True),
             nn.MaxPool2d(2),
         ]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return _channels_last([*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+
+
+def strided_net(channels: int, generator: torch.Generator) -> nn.Sequential:
+    """Four convolutions of stride 2, each with batch norm; images of 32 x 32 to 1,024 features.
+
+    Strides instead of pooling: on CPUs it trains more than twice as fast.
+    """
+    layers: list[nn.Module] = [Augment(generator)]
+    for kernel, inputs, outputs in zip(KERNELS, (channels, *WIDTHS[:-1]), WIDTHS, strict=True):
+        layers += [
+            nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+        ]
+    return _channels_last([*layers, nn.AdaptiveAvgPool2d(LAST_SIZE), nn.Flatten()])
+
+
+def _channels_last(layers: list[nn.Module]) -> nn.Sequential:
     # Nearly twice as fast on CPUs. Torch documents `to(memory_format=)`, but its annotations lack it.
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -21,10 +21,13 @@ from pml_htl.refreshing.trainers import without_ddp
 
 from ..common.ranks import is_first, number_of_processes, own_rank, shared_loss, shared_miner, shared_model, wait_for_all
 from ..data import Splits
-from ..methods.contenders import Contender, Task
+from ..methods.contenders import Contender
+from ..methods.method import Task
 from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits
 from .networks import make_network
 from .resuming import MadeWith, RunFiles, checkpoint_of, made_with
+
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,13 @@ class Plan:
     freeze_batch_norm: bool = False
     image_size: int | None = None  # of data sets in files
     samples_per_class: int | None = None  # at most so many training images; default all
+    schedule: str = "constant"  # of the learning rate; or "cosine", which falls to zero
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):  # fp16 would need a gradient scaler, which PML's trainers lack
             raise ValueError(f"precision must be fp32 or bf16, but it is {self.precision!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, but it is {self.schedule!r}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -201,9 +207,11 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     checkpoint = None
     if number_of_processes() == 1:
         checkpoint = CheckpointHook(checkpoint_of(folder), end_of_epoch, **stateful)
+    optimizers = make_optimizers(trunk, embedder, loss, contender.settings["learning_rate"], parts.loss_lr)
     trainer = MetricLossOnly(
         models={"trunk": shared_model(trunk), "embedder": shared_model(embedder)},
-        optimizers=make_optimizers(trunk, embedder, loss, contender.settings["learning_rate"], parts.loss_lr),
+        optimizers=optimizers,
+        lr_schedulers=make_schedulers(optimizers, plan),
         batch_size=plan.batch_size // number_of_processes(),
         loss_funcs={"metric_loss": shared_loss(loss)},
         mining_funcs={} if parts.miner is None else {"tuple_miner": shared_miner(parts.miner)},
@@ -277,6 +285,20 @@ def make_optimizers(
     if loss_lr is not None:
         optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), loss_lr)
     return optimizers
+
+
+def make_schedulers(
+    optimizers: dict[str, torch.optim.Optimizer], plan: Plan
+) -> dict[str, torch.optim.lr_scheduler.LRScheduler]:
+    """By the names that PML's trainers step after each iteration."""
+    if plan.schedule == "constant":
+        return {}
+    return {
+        name.removesuffix("_optimizer") + "_scheduler_by_iteration": torch.optim.lr_scheduler.CosineAnnealingLR(
+            optimizer, plan.iterations
+        )
+        for name, optimizer in optimizers.items()
+    }
 
 
 def close_records(hooks: HookContainer) -> None:
