@@ -364,7 +364,9 @@ def test_a_plain_loop_keeps_the_taxonomy_and_renews_its_margins():
     model = torch.nn.Sequential(torch.nn.Linear(10, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
     ancestors = torch.stack([torch.arange(24) // 3, torch.arange(24) // 12, torch.zeros(24, dtype=torch.long)], dim=1)
     tree = ClassTree.from_taxonomy(torch.arange(24), ancestors, seed=1)
-    htl = HTL(labels, tree=tree, num_anchors=2, neighborhood_size=3, samples_per_class=3, batches_per_epoch=6, seed=0)
+    htl = HTL(
+        labels, tree=tree, form="paper", num_anchors=2, neighborhood_size=3, samples_per_class=3, batches_per_epoch=6, seed=0
+    )
     assert htl.tree is htl.sampler.tree is htl.miner.tree is tree
     refresh = htl.refresh_hook(TensorDataset(inputs, labels))
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)

@@ -48,6 +48,56 @@ def test_the_parts_share_one_tree():
     assert hook.tree is htl.tree and hook.then is print and hook.warmup_epochs == 3
 
 
+def test_forms():
+    recommended, paper = (HTL(range(200), **{"samples_per_class": 2, **form}) for form in ({}, {"form": "paper"}))
+    assert (recommended.miner.distance.power, recommended.loss.temperature) == (1, 0.05)
+    assert (paper.miner.distance.power, paper.loss.temperature) == (2, None)
+    other = HTL(range(200), samples_per_class=2, temperature=None, distance=LpDistance(power=2))
+    assert (other.miner.distance.power, other.loss.temperature) == (2, None)
+    assert HTL(range(200), samples_per_class=2, smooth_loss=True).loss.temperature is None  # two ways to smooth one maximum
+    with pytest.raises(ValueError, match="form must be one of recommended, paper, but it is 'papers'"):
+        HTL(range(200), form="papers")
+
+
+@pytest.mark.parametrize(
+    "given, counts",
+    [
+        ({}, (8, 4, 4)),
+        ({"batch_size": 64}, (4, 4, 4)),
+        ({"num_anchors": 2}, (2, 4, 4)),
+        ({"num_anchors": 2, "neighborhood_size": 3, "samples_per_class": 5}, (2, 3, 5)),
+        ({"batch_size": 48, "num_anchors": 2}, (2, 6, 4)),
+        ({"batch_size": 48, "num_anchors": 2, "neighborhood_size": 3}, (2, 3, 8)),
+        ({"batch_size": 24, "num_anchors": 2, "neighborhood_size": 3, "samples_per_class": 4}, (2, 3, 4)),
+        ({"batch_size": 32, "neighborhood_size": 8, "samples_per_class": 2}, (2, 8, 2)),
+    ],
+)
+def test_the_counts_of_a_batch_follow_from_its_size(given, counts):
+    sampler = HTL(range(200), **given).sampler
+    assert (sampler.num_anchors, sampler.neighborhood_size, sampler.samples_per_class) == counts
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            {"batch_size": 100},
+            "batch_size=100 does not fit neighborhood_size=4 .* samples_per_class=4; make it a multiple of 16",
+        ),
+        ({"batch_size": 8}, "make it a multiple of 16"),
+        (
+            {"batch_size": 25, "num_anchors": 2, "neighborhood_size": 3, "samples_per_class": 4},
+            "make it 24, or leave it out",
+        ),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"num_anchors": 0}, "num_anchors must be an integer of at least 1"),
+    ],
+)
+def test_batch_sizes_that_do_not_fit_are_named(given, message):
+    with pytest.raises(ValueError, match=message):
+        HTL(range(40), **given)
+
+
 def test_a_large_batch_keeps_enough_neighbors():
     htl = HTL(range(200), num_anchors=40, neighborhood_size=4, samples_per_class=2)
     assert htl.tree.max_neighbors == 159

@@ -45,7 +45,8 @@ assert_type(htl.miner, DynamicMarginMiner)
 assert_type(htl.loss, HierarchicalTripletLoss)
 assert_type(htl.batch_size, int)
 HTL(labels.numpy(), num_anchors=2, neighborhood_size=3, samples_per_class=4, tree=ClassTree(linkage="average"))
-HTL([0, 0, 1, 1], num_anchors=1, neighborhood_size=2)  # type: ignore[call-arg]
+HTL([0, 0, 1, 1], 8, neighborhood_size=2, form="paper")
+HTL()  # type: ignore[call-arg]
 
 assert_type(htl.loss(embeddings, labels), torch.Tensor)
 assert_type(htl.loss(embeddings, [1, 2, 3], ref_emb=embeddings, ref_labels=labels), torch.Tensor)

@@ -333,7 +333,7 @@ def _epochs(case: Case, device: str, check: bool) -> list[Contender]:
     """Training, with one refresh at the end."""
     # One network for all: where another lies in memory makes more of a difference than what is measured here.
     network, images, labels = _images(case, device)
-    shape: dict[str, Any] = {"num_anchors": case.sizes["B"] // 16, "neighborhood_size": 4, "samples_per_class": 4}
+    shape: dict[str, Any] = {"form": "paper", "batch_size": case.sizes["B"]}
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 
     def contender(name: str, role: str, mode: str | None) -> Contender:
