@@ -1,6 +1,7 @@
 import copy
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ matplotlib.use("Agg")
 
 import pytest
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 
 from benchmarks import __main__ as cli
 from benchmarks import data
@@ -18,7 +20,7 @@ from benchmarks.commands.app import spread_lists
 from benchmarks.comparison import compare as comparing
 from benchmarks.data.splits import LabelledImages
 from benchmarks.methods.by_name import ClassMethod
-from benchmarks.methods.contenders import METHODS, parse_contender
+from benchmarks.methods.contenders import METHODS, NTXent, parse_contender
 from benchmarks.methods.method import Task
 from benchmarks.outcomes import intervals, results, study, tables
 from benchmarks.training.networks import Augment, make_network
@@ -130,8 +132,8 @@ def test_contenders():
             parse_contender(text)
     for text, message in [
         ("htl:distance=cosine", "plain or squared"),
-        ("htl:continuous=maybe", "no or yes"),
-        ("triplet:sampling=random", "per-class or neighbors"),
+        ("htl:margins=wide", "tree or constant"),
+        ("triplet:sampling=random", "per-class, neighbors or neighbors-apart"),
     ]:
         with pytest.raises(ValueError, match=message):
             parse_contender(text).build(Task(torch.arange(40), 32, 16, 3, 0))
@@ -180,6 +182,7 @@ def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
             assert (run["refresh_seconds"] > 0) == has_tree(run["method"])
     for curve in document["curves"]:
         assert curve["iterations"] == [2, 4] and 0 < curve["seconds"][0] < curve["seconds"][1]
+        assert ("nearness" in curve) == has_tree(curve["method"])
     for name in ("accuracy.png", "class_tree.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     records = tmp_path / "runs" / "htl-seed0"
@@ -234,7 +237,7 @@ def test_the_same_seed_gives_the_same_numbers(tiny, tmp_path):
 def test_a_cosine_falls_to_zero_with_the_last_iteration():
     trunk, embedder, loss = (torch.nn.Linear(2, 2) for _ in range(3))
     optimizers = make_optimizers(trunk, embedder, loss, 0.1, 0.2)
-    schedulers = make_schedulers(optimizers, Plan(iterations=8, epoch_iterations=2, schedule="cosine"))
+    schedulers = make_schedulers(optimizers, Plan(iterations=8, epoch_iterations=2))
     assert schedulers.keys() == {f"{name}_scheduler_by_iteration" for name in ("trunk", "embedder", "metric_loss")}
     rates = []
     for _ in range(8):
@@ -244,17 +247,17 @@ def test_a_cosine_falls_to_zero_with_the_last_iteration():
         rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers.values()])
     assert rates[3] == pytest.approx([0.05, 0.05, 0.1]) and rates[-1] == pytest.approx([0, 0, 0], abs=1e-12)
     assert rates == sorted(rates, reverse=True)
-    assert make_schedulers(optimizers, Plan()) == {}
+    assert make_schedulers(optimizers, Plan(schedule="constant")) == {}
     with pytest.raises(ValueError, match="schedule must be constant or cosine"):
         Plan(schedule="linear")
 
 
 @pytest.mark.slow
 def test_a_schedule_and_another_network_are_written_down(tiny, tmp_path):
-    options = ["--network", "strided_net", "--schedule", "cosine"]
+    options = ["--network", "conv_net", "--schedule", "constant"]
     assert run_cli("compare", *TINY, *options, "--methods", "triplet", "proxy-anchor", "--output", tmp_path) == 0
     plan = results.load(tmp_path / "results.json")["metadata"]["plan"]
-    assert (plan["network"], plan["schedule"], plan["precision"]) == ("strided_net", "cosine", fast_precision("cpu"))
+    assert (plan["network"], plan["schedule"], plan["precision"]) == ("conv_net", "constant", fast_precision("cpu"))
     assert run_cli("compare", *TINY, "--methods", "triplet", "--output", tmp_path) == 2  # it is of another schedule
 
 
@@ -267,6 +270,19 @@ def test_small_networks(name):
     assert trunk(torch.rand(2, 3, 64, 64)).shape == (2, width)
     with pytest.raises(ValueError, match=f"no weights for {name}"):
         make_network(name, 3, 0, "pretrained")
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 0.5])
+def test_ntxent_is_that_of_pml(temperature):
+    embeddings, labels = torch.randn(32, 8, dtype=torch.float64), torch.randint(6, (32,))
+    results_of = []
+    for loss in (NTXent(temperature), NTXentLoss(temperature)):
+        leaves = embeddings.clone().requires_grad_()
+        value = loss(leaves, labels)
+        value.backward()
+        results_of.append((value, leaves.grad))
+    for ours, pmls in zip(*results_of, strict=True):
+        assert torch.allclose(ours, pmls, rtol=1e-9, atol=1e-12)
 
 
 def test_the_precision_follows_the_hardware(monkeypatch):
@@ -296,6 +312,7 @@ def test_the_quick_preset_is_the_default(monkeypatch):
             "methods": commands.QUICK_METHODS,
             "seeds": [0],
             "iterations": commands.QUICK_ITERATIONS,
+            "jobs": min(os.cpu_count(), len(commands.QUICK_METHODS)),
             "output": Path("runs/quick"),
         }
     ]
@@ -358,7 +375,7 @@ def test_what_the_readme_says_of_the_tuned_results():
     gains = intervals.differences(results.load(RESULTS / "tuned.json"))
     others = [title for title in gains if not title.startswith("htl") and not title.endswith("-sampling")]
     assert len(others) == 6
-    for title in [*others, "htl-paper", "htl-sampling"]:
+    for title in [*others, "htl-paper", "triplet-sampling"]:
         assert gains[title].mean < -0.02 and gains[title].excludes_zero
 
 

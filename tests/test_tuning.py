@@ -153,7 +153,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(tiny, small_ba
 @pytest.mark.slow
 def test_a_training_that_diverges_is_worth_nothing(tiny, small_batches, tmp_path, monkeypatch):
     def diverging(contender, *rest, **options):
-        if contender.settings["learning_rate"] != 1e-3:
+        if contender.settings["learning_rate"] != METHODS["htl"].defaults["learning_rate"]:
             raise ValueError("3 of 32 embeddings are NaN")
         return original(contender, *rest, **options)
 

@@ -39,11 +39,19 @@ class TrainingOptions:
             f"or NAME:PATH of {', '.join(IN_FILES)} (default data/NAME)."
         ),
     ] = "glyphs"
+    classes: Annotated[int | None, typer.Option(help="Train on so many of the classes; default all.", min=2)] = None
     samples_per_class: Annotated[
         int | None, typer.Option(help="Train on at most so many images of each class; default all.", min=2)
     ] = None
+    split_classes: Annotated[
+        float, typer.Option(help="Label noise: this share of the training classes is made two each.", min=0, max=1)
+    ] = 0.0
+    wrong_labels: Annotated[
+        float,
+        typer.Option(help="Label noise: this share of the training images gets the label of another class.", min=0, max=1),
+    ] = 0.0
     image_size: Annotated[int, typer.Option(help="Crops of data sets in files.", min=8)] = 224
-    network: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = "conv_net"
+    network: Annotated[str, typer.Option(help=f"One of: {', '.join(NETWORKS)}.")] = Plan.network
     weights: Annotated[
         str, typer.Option(help="random, pretrained (on ImageNet, by timm's hub), or a file of a state dict.")
     ] = "random"

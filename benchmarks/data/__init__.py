@@ -9,7 +9,7 @@ from pathlib import Path
 from .field import FIELD_SETS, class_folders, field_set, in_shop
 from .glyphs import glyphs
 from .scripts import SCRIPTS, script_set
-from .splits import Images, LabelledImages, Splits, capped
+from .splits import Images, LabelledImages, Splits, capped, fewer_classes, with_noise
 
 IN_MEMORY = {"glyphs": glyphs}
 FROM_FONTS: dict[str, Callable[[Path | None, Path], Splits]] = {name: partial(script_set, name) for name in SCRIPTS}
@@ -20,7 +20,18 @@ IN_FILES: dict[str, Callable[[Path, int], Splits]] = {
 }
 DEFAULT_ROOT = Path("data")
 
-__all__ = ["FROM_FONTS", "IN_FILES", "IN_MEMORY", "Images", "LabelledImages", "Splits", "capped", "load"]
+__all__ = [
+    "FROM_FONTS",
+    "IN_FILES",
+    "IN_MEMORY",
+    "Images",
+    "LabelledImages",
+    "Splits",
+    "capped",
+    "fewer_classes",
+    "load",
+    "with_noise",
+]
 
 
 def load(text: str, size: int = 224) -> Splits:

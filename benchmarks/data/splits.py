@@ -174,6 +174,52 @@ def capped(splits: Splits, samples_per_class: int) -> Splits:
     return replace(splits, train=some_of_each(splits.train, samples_per_class))
 
 
+def fewer_classes(splits: Splits, num_classes: int) -> Splits:
+    """The first so many training classes, which are in random order; the other parts stay as they are.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    known = int(splits.train.labels.max()) + 1
+    if num_classes > known:
+        raise ValueError(f"{splits.name} has {known} training classes, but {num_classes} are wanted; lower --classes")
+    return replace(
+        splits,
+        train=splits.train.part(splits.train.labels < num_classes, splits.train.labels[splits.train.labels < num_classes]),
+    )
+
+
+def with_noise(splits: Splits, split_share: float, wrong_share: float) -> Splits:
+    """Training classes with wrong labels, as data sets have them; the other parts stay as they are, but for their numbers.
+
+    Args:
+        split_share: of the classes; half of the images of each are one more class, a twin.
+        wrong_share: of the images; each gets the label of another class at random.
+    """
+    generator = np.random.default_rng(SPLIT_SEED)
+    labels = splits.train.labels.numpy().copy()
+    num_classes = int(labels.max()) + 1
+    split = np.sort(generator.permutation(num_classes)[: round(split_share * num_classes)])
+    for twin, original in enumerate(split, start=num_classes):
+        inside = generator.permutation(np.flatnonzero(labels == original))
+        labels[inside[: len(inside) // 2]] = twin
+    wrong = generator.permutation(len(labels))[: round(wrong_share * len(labels))]
+    total = num_classes + len(split)
+    labels[wrong] = (labels[wrong] + generator.integers(1, total, len(wrong))) % total
+    names = splits.class_names
+    moved = {
+        part: images.part(torch.ones(len(images), dtype=torch.bool), images.labels + len(split))
+        for part in ("val", "test", "gallery")
+        if (images := getattr(splits, part)) is not None
+    }
+    return replace(
+        splits,
+        train=splits.train.part(torch.ones(len(labels), dtype=torch.bool), torch.from_numpy(labels)),
+        class_names=[*names[:num_classes], *(f"{names[original]} (twin)" for original in split), *names[num_classes:]],
+        **moved,
+    )
+
+
 def some_of_each(images: Images, samples_per_class: int) -> Any:
     """At most so many images of each class, drawn with a fixed seed."""
     labels = images.labels.numpy()

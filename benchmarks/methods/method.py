@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pytorch_metric_learning import samplers
 
@@ -84,12 +85,14 @@ class Method:
         tree = ClassTree(settings.get("num_levels", 16), linkage=settings.get("linkage", "single"))
         if settings["sampling"] == "neighbors":
             sampler: torch.utils.data.Sampler[Any] = neighbors(task, settings, tree)
+        elif settings["sampling"] == "neighbors-apart":
+            sampler = neighbors(task, settings, tree, apart=True)
         elif settings["sampling"] == "per-class":
             sampler = m_per_class(task, settings)
         else:
-            raise ValueError(f"sampling must be per-class or neighbors, but it is {settings['sampling']!r}")
+            raise ValueError(f"sampling must be per-class, neighbors or neighbors-apart, but it is {settings['sampling']!r}")
         loss, miner, learning_rate = self.learn(task, settings, tree)
-        has_tree = settings["sampling"] == "neighbors" or isinstance(loss, HierarchicalTripletLoss)
+        has_tree = isinstance(sampler, AnchorNeighborSampler) or isinstance(loss, HierarchicalTripletLoss)
         return Parts(
             loss,
             sampler,
@@ -103,7 +106,7 @@ class Method:
 
 
 COMMON: Settings = {
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "sampling": "per-class",
     "samples_per_class": 4,
     "neighborhood_size": 4,  # matters with sampling=neighbors alone
@@ -129,13 +132,26 @@ def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
     return samplers.MPerClassSampler(task.labels, per_class, batch_size, length)
 
 
-def neighbors(task: Task, settings: Settings, tree: ClassTree) -> AnchorNeighborSampler:
+class ApartSampler(AnchorNeighborSampler):
+    """Neighbours that are no nearer than samples of one class are (that meet at level 0) come after all others.
+
+    If classes are two by mistake, or half of a class has a wrong label, such are their nearest.
+    """
+
+    def _neighbors_by_class(self, nearest: np.ndarray) -> np.ndarray:
+        found = super()._neighbors_by_class(nearest)
+        labels = torch.from_numpy(self.classes)
+        too_near = self.tree.merge_levels(labels.unsqueeze(1), labels[torch.from_numpy(found)]).numpy() == 0
+        return np.take_along_axis(found, np.argsort(too_near, axis=1, kind="stable"), axis=1)
+
+
+def neighbors(task: Task, settings: Settings, tree: ClassTree, *, apart: bool = False) -> AnchorNeighborSampler:
     group = settings["neighborhood_size"] * settings["samples_per_class"]
     if group < 1 or task.batch_size % group:
         raise ValueError(f"the batch size must be a multiple of {group} (neighborhood x samples), not {task.batch_size}")
     # Any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has.
     tree.max_neighbors = max(tree.max_neighbors, task.batch_size // settings["samples_per_class"] - 1)
-    return AnchorNeighborSampler(
+    return (ApartSampler if apart else AnchorNeighborSampler)(
         task.labels,
         tree,
         num_anchors=task.batch_size // group,

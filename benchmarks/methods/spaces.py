@@ -49,7 +49,7 @@ TRIPLET: Space = {"margin": log(0.03, 1.0), "distance": choice("plain", "squared
 MARGIN: Space = {"beta": between(0.0, 0.4)}
 LEVELS: Space = {"num_levels": choice(8, 16, 32, 64)}
 SOFT: Space = {"temperature": log(0.01, 0.3)}
-TREE: Space = {**MARGIN, **LEVELS, **SOFT, "tree_weight": between(0.2, 1.2), "continuous": choice("no", "yes")}
+TREE: Space = {**MARGIN, **LEVELS, **SOFT}
 CONTRASTIVE: Space = {"pos_margin": between(0.0, 0.5), "neg_margin": between(0.4, 1.4)}
 MULTI_SIMILARITY: Space = {
     "alpha": log(0.5, 10.0),
@@ -71,13 +71,13 @@ OWN: dict[str, Space] = {
     "contrastive": CONTRASTIVE,
     "multi-similarity": MULTI_SIMILARITY,
     "ntxent": {"temperature": log(0.02, 0.5)},
-    "proxy-anchor": {"margin": between(0.0, 0.4), "alpha": log(4.0, 64.0), "proxy_lr": log(1e-3, 0.3)},
+    **both("proxy-anchor", {"margin": between(0.0, 0.4), "alpha": log(4.0, 64.0), "proxy_lr": log(1e-3, 0.3)}),
     "htl": TREE,
     "htl-streaming": {**TREE, "forget": between(0.3, 0.95)},
     "htl-constant": {**MARGIN, **SOFT},
     "htl-margin": TREE,
     "htl-paper": {**MARGIN, **LEVELS},
-    "htl-sampling": TRIPLET,
+    "triplet-sampling": TRIPLET,
     "contrastive-sampling": CONTRASTIVE,
     "ntxent-sampling": {"temperature": log(0.02, 0.5)},
     "multi-similarity-sampling": MULTI_SIMILARITY,

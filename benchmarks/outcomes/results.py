@@ -37,7 +37,7 @@ RUN = {
 CURVE = {"method": str, "seed": int, "iterations": list, "map_at_r": list, "settings": dict}
 OPTIONAL: dict[str, dict[str, type]] = {
     "runs": {"label": str, "recall": dict},
-    "curves": {"label": str, "seconds": list},  # older files have no seconds
+    "curves": {"label": str, "seconds": list, "nearness": dict},
 }
 
 
@@ -95,7 +95,13 @@ class Results:
         for split, accuracies in outcome.accuracies.items():
             self.runs.append({**shared, "split": split, "iterations": self.iterations, **accuracies, **seconds})
         steps, values, times = zip(*outcome.curve, strict=True)
-        curve = {"iterations": list(steps), "map_at_r": list(values), "seconds": [round(time, 2) for time in times]}
+        curve: dict[str, Any] = {
+            "iterations": list(steps),
+            "map_at_r": list(values),
+            "seconds": [round(time, 2) for time in times],
+        }
+        if outcome.nearness:
+            curve["nearness"] = outcome.nearness
         self.document["curves"].append({**shared, **curve})
         validate(self.document)
         save(self.document, self.path)

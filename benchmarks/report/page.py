@@ -15,7 +15,7 @@ from . import charts, explorer
 
 # The two halves of HTL, alone and together: margins by rows, samplers by columns.
 TWO_BY_TWO = [
-    ("constant margin, TripletMarginLoss", "triplet", "htl-sampling"),
+    ("constant margin, TripletMarginLoss", "triplet", "triplet-sampling"),
     ("constant margin, smooth maximum", None, "htl-constant"),
     ("the tree's margin, smooth maximum", "htl-margin", "htl"),
 ]
@@ -99,7 +99,7 @@ def in_words(document: dict[str, Any]) -> list[str]:
 def two_by_two(document: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Margins by samplers: test MAP@R in per cent; empty unless both halves and the whole are there."""
     values = intervals.test_values(document)
-    if not {"triplet", "htl-sampling", "htl-margin", "htl"} <= set(values):
+    if not {"triplet", "triplet-sampling", "htl-margin", "htl"} <= set(values):
         return []
 
     def cell(title: str | None) -> str:

@@ -110,6 +110,19 @@ class Augment(nn.Module):
         return nn.functional.grid_sample(images, grid, align_corners=False) + self.noise * noise
 
 
+class PoolTo(nn.Module):
+    """Averages larger feature maps to `size` x `size`; others pass, for which torch takes a twentieth of a step."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if features.shape[-2:] == (self.size, self.size):
+            return features
+        return nn.functional.adaptive_avg_pool2d(features, self.size)
+
+
 def conv_net(channels: int, generator: torch.Generator) -> nn.Sequential:
     """Four blocks of convolution, batch norm and pooling; images of 32 x 32 to 256 features."""
     layers: list[nn.Module] = [Augment(generator)]
@@ -135,7 +148,7 @@ def strided_net(channels: int, generator: torch.Generator) -> nn.Sequential:
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
         ]
-    return _channels_last([*layers, nn.AdaptiveAvgPool2d(LAST_SIZE), nn.Flatten()])
+    return _channels_last([*layers, PoolTo(LAST_SIZE), nn.Flatten()])
 
 
 def _channels_last(layers: list[nn.Module]) -> nn.Sequential:

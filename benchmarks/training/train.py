@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..data import Splits
 from ..methods.contenders import Contender
 from ..methods.method import Task
 from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits
+from .nearness import NearnessOfRefreshes
 from .networks import make_network
 from .resuming import MadeWith, RunFiles, checkpoint_of, made_with
 
@@ -34,25 +35,31 @@ SCHEDULES = ("constant", "cosine")
 class Plan:
     """How all contenders are trained."""
 
-    iterations: int = 300
-    epoch_iterations: int = 50  # an evaluation on the validation classes, and a refresh of the tree, after so many
+    iterations: int = 2000
+    epoch_iterations: int = 100  # an evaluation on the validation classes, and a refresh of the tree, after so many
     batch_size: int = 128
     embedding_size: int = 128
     device: str = "cpu"
     workers: int = 0
     precision: str = "fp32"  # of the network; losses and trees compute in float32 and float64 in any case
-    network: str = "conv_net"
+    network: str = "strided_net"
     weights: str = "random"  # or "pretrained", or a file
     freeze_batch_norm: bool = False
     image_size: int | None = None  # of data sets in files
+    classes: int | None = None  # to train on; default all
     samples_per_class: int | None = None  # at most so many training images; default all
-    schedule: str = "constant"  # of the learning rate; or "cosine", which falls to zero
+    split_classes: float = 0.0  # share of the training classes that are two, by mistake
+    wrong_labels: float = 0.0  # share of the training images that have the label of another class
+    schedule: str = "cosine"  # of the learning rate, falls to zero; or "constant"
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "bf16"):  # fp16 would need a gradient scaler, which PML's trainers lack
             raise ValueError(f"precision must be fp32 or bf16, but it is {self.precision!r}")
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule must be {' or '.join(SCHEDULES)}, but it is {self.schedule!r}")
+        for name in ("split_classes", "wrong_labels"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of 0 to 1, but it is {getattr(self, name)}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -72,16 +79,11 @@ class Plan:
         return Task(data.train.labels, self.batch_size, self.embedding_size, self.epoch_iterations, seed)
 
     def comparable(self) -> dict[str, int | str]:
-        """What all runs of a results file share; device and workers may change between sessions.
-
-        Of what came later only what differs from its default, so that older files can be continued.
-        """
-        always = ("iterations", "epoch_iterations", "batch_size", "embedding_size", "precision")
-        defaults = {field.name: field.default for field in fields(self)}
+        """What all runs of a results file share, as far as it is set; device and workers may change between sessions."""
         settings = {
             name: value
             for name, value in asdict(self).items()
-            if name in always or (name not in ("device", "workers") and value != defaults[name])
+            if name not in ("device", "workers") and value is not None and value is not False and value != 0.0
         }
         # Batch norm sees the samples of one process, so their number matters.
         return settings if number_of_processes() == 1 else {**settings, "processes": number_of_processes()}
@@ -99,6 +101,7 @@ class Outcome:
     train_seconds: float
     refresh_seconds: float
     tree: ClassTree | None
+    nearness: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the "first" and the "last" refresh, if any
 
 
 class Stopwatch:
@@ -167,10 +170,11 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     trunk = InPrecision(trunk.to(device), plan.precision)
     embedder = InPrecision(torch.nn.Linear(width, plan.embedding_size).to(device), plan.precision)
 
-    stopwatch = Stopwatch()
+    stopwatch, nearness = Stopwatch(), NearnessOfRefreshes()
     stateful: dict[str, Any] = {
         "made_with": MadeWith(made_with(contender, seed, asdict(plan), data)),
         "stopwatch": stopwatch,
+        "nearness": nearness,
         "files": RunFiles(folder),
     }
     refresh = None
@@ -198,6 +202,8 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     def end_of_epoch(trainer: Any) -> None:
         if refresh is not None:
             refresh(trainer)
+            if refresh.tree.is_fitted and refresh.tree.linkage == "single":
+                nearness.add(refresh.tree)
         stopwatch.refresh_seconds_by_epoch.append(0.0 if refresh is None else refresh.seconds)
         if test_and_save is not None:
             with without_ddp(trainer.models), without_ddp(trainer.loss_funcs):
@@ -265,6 +271,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         train_seconds=stopwatch.seconds,
         refresh_seconds=stopwatch.refresh_seconds_by_epoch[-1],
         tree=parts.tree,
+        nearness=nearness.found,
     )
 
 
@@ -278,13 +285,13 @@ def make_optimizers(
     trunk: torch.nn.Module, embedder: torch.nn.Module, loss: torch.nn.Module, learning_rate: float, loss_lr: float | None
 ) -> dict[str, torch.optim.Optimizer]:
     """Adam for everything that learns; the parameters of a loss (proxies) have a learning rate of their own."""
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "trunk_optimizer": torch.optim.Adam(trunk.parameters(), learning_rate),
-        "embedder_optimizer": torch.optim.Adam(embedder.parameters(), learning_rate),
-    }
+    parameters = {"trunk": (trunk, learning_rate), "embedder": (embedder, learning_rate)}
     if loss_lr is not None:
-        optimizers["metric_loss_optimizer"] = torch.optim.Adam(loss.parameters(), loss_lr)
-    return optimizers
+        parameters["metric_loss"] = (loss, loss_lr)
+    return {
+        f"{name}_optimizer": torch.optim.Adam(module.parameters(), rate, fused=True)
+        for name, (module, rate) in parameters.items()
+    }
 
 
 def make_schedulers(
