@@ -248,12 +248,12 @@ def test_questions_share_their_trainings_and_other_batch_sizes_have_a_file_each(
     for path, size, trainings in zip(files, (128, 16), (6, 4), strict=True):
         document = results.load(path)
         assert document["metadata"]["plan"]["batch_size"] == size and len(document["runs"]) == 2 * trainings
-    assert run_cli("table", "--ablations", *files) == 0
+    assert run_cli("table", "--view", "ablations", *files) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:-2]] == [
         *("**one**", *titles[:2]),
         *("**other**", *titles[1:]),
-        *("**size**", "htl:beta=0.2, batch 16", "htl, batch 16"),
+        *("**size**", "htl:beta=0.2, batch size 16", "htl, batch size 16"),
     ]
     for line, path, title, baseline in [(7, 0, titles[2], titles[0]), (9, 1, "htl:beta=0.2", "htl")]:
         values = intervals.test_values(results.load(files[path]))

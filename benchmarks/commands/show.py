@@ -9,7 +9,7 @@ import typer
 
 from ..methods.contenders import METHODS
 from ..outcomes import results
-from ..outcomes.tables import markdown_ablations, markdown_table
+from ..outcomes.tables import markdown_table, markdown_view
 from .app import app, console, explained_errors
 
 
@@ -23,19 +23,26 @@ def list_methods() -> None:
 
 @app.command()
 def table(
-    files: Annotated[list[Path], typer.Argument(help="A results file, or several with --ablations.")],
+    files: Annotated[list[Path], typer.Argument(help="A results file, or several with --view.")],
     methods: Annotated[list[str] | None, typer.Option(help="Only the rows of these, by their titles.")] = None,
-    ablations: Annotated[bool, typer.Option("--ablations", help="By question, of the files that `ablate` wrote.")] = False,
+    view: Annotated[
+        str | None,
+        typer.Option(
+            help="All files in one table: the questions that `ablate` answered (ablations), what anchor-neighbour sampling "
+            "brings each loss (sampling) and whether the first tree tells (nearness), or whether methods stand in the same "
+            "order (order)."
+        ),
+    ] = None,
 ) -> None:
     """Print a results file as a Markdown table."""
     with explained_errors():
-        documents = [results.load(file) for file in files]
+        documents = {str(file): results.load(file) for file in files}
         if methods:
-            documents = [results.only(document, methods) for document in documents]
-        if ablations:
-            print(markdown_ablations(documents), end="")
+            documents = {name: results.only(document, methods) for name, document in documents.items()}
+        if view is not None:
+            print(markdown_view(view, documents), end="")
             return
-        for document in documents:
+        for document in documents.values():
             print(markdown_table(document), end="")
 
 

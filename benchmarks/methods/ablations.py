@@ -29,8 +29,19 @@ def varied(method: str, setting: str, *values: float | str) -> list[str]:
     return [f"{method}:{setting}={value}" for value in values]
 
 
-OTHERS = ["triplet", "triplet-semihard", "contrastive", "multi-similarity", "ntxent", "proxy-anchor"]
+def with_both(*methods: str) -> dict[str, Any]:
+    """Contenders with either sampler, those with ours compared with those with PML's."""
+    both = {method: [f"{method}:sampling={sampling}" for sampling in SAMPLINGS] for method in methods}
+    return {
+        "contenders": [contender for contenders in both.values() for contender in contenders],
+        "compared_with": {neighbors: per_class for per_class, neighbors in both.values()},
+    }
+
+
 SAMPLINGS = ("per-class", "neighbors")
+OTHERS = ["triplet", "triplet-semihard", "contrastive", "multi-similarity", "ntxent", "proxy-anchor"]
+# A loss of each kind: triplets, pairs, the smooth form without the tree's margin, and proxies.
+KINDS = ["triplet", "multi-similarity", "htl-constant", "normalized-softmax"]
 ABLATIONS: dict[str, Ablation] = {
     "two-by-two": Ablation(
         "sampling and margin, each alone and together; constant margins at four values",
@@ -46,10 +57,31 @@ ABLATIONS: dict[str, Ablation] = {
             *(f"htl-paper:sampling={s}" for s in SAMPLINGS),
         ],
     ),
-    "sampling": Ablation(
-        "anchor-neighbour sampling for the other losses",
-        [f"{method}:sampling={sampling}" for method in OTHERS for sampling in SAMPLINGS],
-        compared_with={f"{method}:sampling={SAMPLINGS[1]}": f"{method}:sampling={SAMPLINGS[0]}" for method in OTHERS},
+    "sampling": Ablation("anchor-neighbour sampling for the other losses", **with_both(*OTHERS)),
+    "length": Ablation(
+        "anchor-neighbour sampling over the length of a training",
+        **with_both(*KINDS),
+        plans=[{"iterations": 500}, {"iterations": 1000}, {}, {"iterations": 4000}],
+    ),
+    "classes": Ablation(
+        "anchor-neighbour sampling over the number of training classes",
+        **with_both("triplet", "htl-constant"),
+        plans=[{"classes": 300}, {"classes": 1000}, {"classes": 3000}],
+    ),
+    "samples": Ablation(
+        "anchor-neighbour sampling over the samples of a class",
+        **with_both("triplet", "htl-constant"),
+        plans=[{"samples_per_class": 5}, {"samples_per_class": 14}, {"samples_per_class": 30}],
+    ),
+    "noise": Ablation(
+        "label noise: a tenth of the classes split in two, or a twentieth of the labels wrong; neighbors-apart leaves out "
+        "neighbours that meet at level 0",
+        [f"htl-constant:sampling={sampling}" for sampling in (*SAMPLINGS, "neighbors-apart")],
+        [{}, {"split_classes": 0.1}, {"wrong_labels": 0.05}],
+        {
+            f"htl-constant:sampling={sampling}": f"htl-constant:sampling={SAMPLINGS[0]}"
+            for sampling in ("neighbors", "neighbors-apart")
+        },
     ),
     "margin": Ablation(
         "forms of the dynamic margin on the same batches",

@@ -47,6 +47,11 @@ def test_values(document: dict[str, Any], metric: str = "map_at_r") -> pd.DataFr
     return table.pivot(index="seed", columns="title", values=metric)
 
 
+def with_interval(found: Interval, sign: str = "") -> str:
+    """Per cent, with half the interval's width where there is one."""
+    return f"{100 * found.mean:{sign}.1f}" + ("" if found.count < 2 else f" ± {100 * found.half:.1f}")
+
+
 def differences(document: dict[str, Any], baseline: str = BASELINE) -> dict[str, Interval]:
     """MAP@R of each title less that of the baseline, paired by seed; empty without baseline or with a single seed."""
     values = test_values(document)

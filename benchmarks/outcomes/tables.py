@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Literal
 
 from rich import box
@@ -9,8 +10,9 @@ from rich.table import Table
 
 from ..methods.ablations import ABLATIONS, Ablation
 from ..methods.contenders import BASELINE, parse_contender
-from . import study, timings
-from .intervals import Interval, differences, interval, test_values
+from ..training.train import Plan
+from . import sampling, study, timings
+from .intervals import differences, interval, test_values, with_interval
 from .results import summarize
 
 BEHIND = ("R-Prec.", "val.", "train", "refresh")
@@ -42,11 +44,6 @@ def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         for row in summarize(document).to_dict("records")
     ]
-
-
-def with_interval(found: Interval, sign: str = "") -> str:
-    """Per cent, with half the interval's width where there is one."""
-    return f"{100 * found.mean:{sign}.1f}" + ("" if found.count < 2 else f" ± {100 * found.half:.1f}")
 
 
 def percent(share: float) -> str:
@@ -109,18 +106,42 @@ def markdown_table(document: dict[str, Any]) -> str:
     return markdown_lines(heads, cells_of_rows) + f"\n\n{title}\n"
 
 
-def markdown_ablations(documents: list[dict[str, Any]]) -> str:
-    """For the README: the questions that these files of `ablate` answer, one after another, small batches first."""
-    documents = sorted(documents, key=lambda document: document["metadata"]["plan"]["batch_size"])
+VIEWS = ("ablations", "sampling", "nearness", "order")  # of several files in one table
+
+
+def markdown_view(view: str, documents: dict[str, dict[str, Any]]) -> str:
+    """For the README: one of `VIEWS` of some files, by their names."""
+    if view not in VIEWS:
+        raise ValueError(f"view must be one of {', '.join(VIEWS)}, but it is {view!r}")
+    of = ("runs", "studies") if view == "order" else ("runs",)
+    if not all(any(kind in document for kind in of) for document in documents.values()):
+        what = "comparisons" + " and tunings" * (view == "order")
+        raise ValueError(f"the view {view} is of {what}, and a file is of something else")
+    if view == "ablations":
+        heads, rows, title = ablation_table(list(documents.values()))
+    elif view == "order":
+        heads, rows, title = sampling.order_table(documents)
+    else:
+        if not all(sampling.pairs(document) for document in documents.values()):
+            raise ValueError(f"the view {view} needs methods with both samplers, and a file has none")
+        table = sampling.gain_table if view == "sampling" else sampling.nearness_table
+        heads, rows, title = table(list(documents.values()))
+    return markdown_lines(heads, rows) + f"\n\n{title}\n"
+
+
+def ablation_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Heads, cells and caption: the questions that these files of `ablate` answer, one after another, set by set."""
     rows: list[tuple[str, ...]] = []
+    used: list[dict[str, Any]] = []
     for ablation in ABLATIONS.values():
-        answers = [row for document in documents if fits(ablation, document) for row in ablation_rows(ablation, document)]
-        if answers:
+        answering = [document for changes in ablation.plans for document in documents if fits(ablation, document, changes)]
+        if answering:
+            answers = [row for document in answering for row in ablation_rows(ablation, document)]
             rows += [(f"**{ablation.question}**", "", "", ""), *answers]
+            used += answering
     if not rows:
         raise ValueError("these files answer no question of `python -m benchmarks ablate` as a whole")
-    most = max(documents, key=lambda document: len(document["runs"]))
-    return markdown_lines(ABLATION_HEADS, rows) + f"\n\n{caption_of_trainings(most)}\n"
+    return ABLATION_HEADS, rows, "; ".join(dict.fromkeys(caption_of_trainings(document) for document in used))
 
 
 def markdown_lines(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -131,13 +152,17 @@ def markdown_lines(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 ABLATION_HEADS = ("method and settings", "MAP@R", "difference", "settings compared with")
 
 
-def fits(ablation: Ablation, document: dict[str, Any]) -> bool:
-    """Whether a file has the trainings of an ablation, or of one of its plans."""
-    plan = document["metadata"]["plan"]
-    usual = {"batch_size": 128}
-    wanted = [{**usual, **changes} for changes in ablation.plans]
+def fits(ablation: Ablation, document: dict[str, Any], changes: dict[str, Any]) -> bool:
+    """Whether a file has the trainings of an ablation with these changes of the plan."""
+    wanted = {**changes_of(ablation, {}), **changes}
     titles = {parse_contender(text).title for text in ablation.contenders}
-    return any(plan.items() >= changes.items() for changes in wanted) and titles <= set(test_values(document))
+    return changes_of(ablation, document["metadata"]["plan"]) == wanted and titles <= set(test_values(document))
+
+
+def changes_of(ablation: Ablation, plan: dict[str, Any]) -> dict[str, Any]:
+    """What an ablation varies, as it is in a plan; its default where the plan does not tell."""
+    defaults = {field.name: field.default for field in fields(Plan)}
+    return {name: plan.get(name, defaults[name]) for changes in ablation.plans for name in changes}
 
 
 def ablation_rows(ablation: Ablation, document: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -146,8 +171,8 @@ def ablation_rows(ablation: Ablation, document: dict[str, Any]) -> list[tuple[st
     rows: list[tuple[str, ...]] = []
     for text in ablation.contenders:
         title, other = parse_contender(text).title, parse_contender(ablation.baseline_of(text)).title
-        batch = document["metadata"]["plan"]["batch_size"]
-        shown = f"{title}, batch {batch}" if any("batch_size" in plan for plan in ablation.plans) else title
+        varied = changes_of(ablation, document["metadata"]["plan"])
+        shown = ", ".join([title, *(f"{name.replace('_', ' ')} {value}" for name, value in varied.items() if value)])
         gain = "-"
         if other in values and other != title:
             gain = with_interval(interval((values[title] - values[other]).dropna()), sign="+")

@@ -92,7 +92,7 @@ def in_words(document: dict[str, Any]) -> list[str]:
     groups: dict[str, list[str]] = {"Ahead of": [], "Behind": [], "Not to be told from": []}
     for title, gain in sorted(paired.items(), key=lambda item: -item[1].mean):
         group = "Not to be told from" if not gain.excludes_zero else ("Ahead of" if gain.mean > 0 else "Behind")
-        groups[group].append(f"{title} ({tables.with_interval(gain, sign='+')})")
+        groups[group].append(f"{title} ({intervals.with_interval(gain, sign='+')})")
     return [f"{group} {BASELINE}, seed by seed: {', '.join(titles)}." for group, titles in groups.items() if titles]
 
 
@@ -103,7 +103,7 @@ def two_by_two(document: dict[str, Any]) -> list[tuple[str, str, str]]:
         return []
 
     def cell(title: str | None) -> str:
-        return tables.with_interval(intervals.interval(values[title].dropna())) if title in values else "-"
+        return intervals.with_interval(intervals.interval(values[title].dropna())) if title in values else "-"
 
     return [(name, cell(alone), cell(together)) for name, alone, together in TWO_BY_TWO if together in values]
 

@@ -1,0 +1,120 @@
+"""What anchor-neighbour sampling brings to each loss on each data set, and whether the first tree tells it beforehand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .intervals import Interval, interval, test_values, with_interval
+from .results import title_of
+
+SUFFIX = "-sampling"  # of a method's name: the same loss with our sampler
+SAME = {"htl-margin": "htl"}  # the pair that is named in another way
+# Facts of the tree at the first refresh that might tell; see training/nearness.py.
+FACTS = {
+    "nearest class (median)": lambda nearness: nearness["nearest"][2],
+    "nearest class (10%)": lambda nearness: nearness["nearest"][0],
+    "met at level 0": lambda nearness: nearness["levels"][0],
+    "met at level 0 or 1": lambda nearness: sum(nearness["levels"][:2]),
+}
+
+
+def pairs(document: dict[str, Any]) -> dict[str, str]:
+    """The title of a contender with PML's sampler -> of the same one with ours, by their names or by their settings."""
+    settings = {title_of(run): {"method": run["method"], **run["settings"]} for run in document["runs"]}
+    found = {}
+    for title, own in settings.items():
+        named = SAME.get(title, title + SUFFIX)
+        same = [other for other, its in settings.items() if its == {**own, "sampling": "neighbors"}]
+        if own["sampling"] == "per-class" and (named in settings or same):
+            found[title] = named if named in settings else same[0]
+    return found
+
+
+def gains(document: dict[str, Any]) -> dict[str, Interval]:
+    """Test MAP@R with our sampler less that with PML's, paired by seed, by the title of the latter."""
+    values = test_values(document)
+    return {own: interval((values[other] - values[own]).dropna()) for own, other in pairs(document).items()}
+
+
+def what_of(document: dict[str, Any]) -> str:
+    """The data set and how much of it, in short."""
+    metadata = document["metadata"]
+    plan, data = metadata["plan"], metadata["data"]
+    noise = {name: plan[name] for name in ("split_classes", "wrong_labels") if name in plan}
+    parts = [
+        f"{data['name']}, {data['train_classes']:,} classes",
+        f"{data['train_images'] / data['train_classes']:.0f} samples",
+    ]
+    return ", ".join(
+        [*parts, f"{plan['iterations']:,} iterations", *(f"{n.replace('_', ' ')} {v}" for n, v in noise.items())]
+    )
+
+
+def gain_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Heads, cells and caption: a row for each loss, a column for each file."""
+    by_file = [gains(document) for document in documents]
+    titles = sorted({title for found in by_file for title in found}, key=lambda title: -mean_of(by_file, title))
+    rows = [
+        (title, *(with_interval(found[title], sign="+") if title in found else "-" for found in by_file)) for title in titles
+    ]
+    return (
+        ("method", *(what_of(document) for document in documents)),
+        rows,
+        "test MAP@R with anchor-neighbour sampling less that with MPerClassSampler, paired over the seeds, ± half the width "
+        "of the 95% confidence interval, in points of per cent",
+    )
+
+
+def mean_of(by_file: list[dict[str, Interval]], title: str) -> float:
+    return float(np.mean([found[title].mean for found in by_file if title in found]))
+
+
+def first_nearness(document: dict[str, Any]) -> dict[str, float]:
+    """The facts after the first refresh: means over the trainings whose settings pair with others."""
+    titles = set(pairs(document).values())
+    curves = [curve for curve in document["curves"] if "nearness" in curve and title_of(curve) in titles]
+    return {name: float(np.mean([fact(curve["nearness"]["first"]) for curve in curves])) for name, fact in FACTS.items()}
+
+
+def nearness_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Heads, cells and caption: a row for each file, with the facts of its first tree and the mean gain of its losses."""
+    found = []
+    for document in documents:
+        gain = float(np.mean([one.mean for one in gains(document).values()]))
+        found.append((what_of(document), first_nearness(document), gain))
+    found.sort(key=lambda row: -row[2])
+    rows = [(what, *(f"{value:.2f}" for value in facts.values()), f"{100 * gain:+.1f}") for what, facts, gain in found]
+    if len(found) > 2:
+        own = [gain for _, _, gain in found]
+        orders = [stats.spearmanr([facts[name] for _, facts, _ in found], own).statistic for name in FACTS]
+        rows.append(("**rank correlation with the gain**", *(f"{order:+.2f}" for order in orders), "-"))
+    return (
+        ("training set", *FACTS, "gain"),
+        rows,
+        "of the tree after the first refresh: the squared distance of a class to its nearest over the average spread, and "
+        "the share of classes that meet their nearest at the lowest levels; gain: test MAP@R by anchor-neighbour sampling, "
+        "mean over the losses, in points of per cent",
+    )
+
+
+def order_table(documents: dict[str, dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Heads, cells and caption: how well the order of the methods in one file is that in another."""
+    values = {name: method_values(document) for name, document in documents.items()}
+    rows: list[tuple[str, ...]] = []
+    for number, (name, own) in enumerate(values.items()):
+        for other_name, other in list(values.items())[number + 1 :]:
+            shared = [title for title in own if title in other]
+            order = stats.spearmanr([own[title] for title in shared], [other[title] for title in shared]).statistic
+            rows.append((Path(name).stem, Path(other_name).stem, str(len(shared)), f"{order:.2f}"))
+    return ("order by", "order by this", "methods", "rank correlation"), rows, "Spearman's rank correlation"
+
+
+def method_values(document: dict[str, Any]) -> dict[str, float]:
+    """By method: test MAP@R, mean over the seeds; of a tuning, the validation MAP@R of the best trial."""
+    if "studies" in document:
+        return {method: max(trial["mean"] for trial in trials) for method, trials in document["studies"].items()}
+    return {str(title): float(mean) for title, mean in test_values(document).mean().items()}

@@ -1,0 +1,142 @@
+"""Tables of several results files: what the sampler brings, whether the first tree tells, and the order of methods."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks import __main__ as cli
+from benchmarks.methods.ablations import ABLATIONS
+from benchmarks.methods.contenders import METHODS, parse_contender
+from benchmarks.outcomes import results, sampling
+
+METADATA = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json").read_text())["metadata"]
+
+
+def made(values, name="glyphs", nearness=None, **plan):
+    """The document of a comparison whose contenders reach these accuracies, one a seed."""
+    metadata = {
+        **METADATA,
+        "plan": {"batch_size": 128, "iterations": 2000, **plan},
+        "data": {"name": name, "train_classes": 1000, "train_images": 6000, "test_classes": 500},
+        "sessions": [],
+    }
+    document = {"metadata": metadata, "runs": [], "curves": []}
+    for text, accuracies in values.items():
+        contender = parse_contender(text)
+        for seed, accuracy in enumerate(accuracies):
+            shared = {"method": contender.method.name, "seed": seed, "settings": contender.settings}
+            run = {"iterations": 2000, "train_seconds": 1.0, "refresh_seconds": 0.0}
+            run |= dict.fromkeys(("map_at_r", "precision_at_1", "r_precision"), accuracy)
+            document["runs"] += [{**shared, **run, "split": split} for split in ("validation", "test")]
+            curve = {"iterations": [2000], "map_at_r": [accuracy], "seconds": [1.0]}
+            if nearness and contender.settings["sampling"] == "neighbors":
+                curve["nearness"] = {"first": nearness, "last": nearness}
+            document["curves"].append({**shared, **curve})
+    results.validate(document)
+    return document
+
+
+def nearness_of(nearest, share):
+    return {"spread": 0.2, "nearest": [nearest / 2, nearest, nearest, nearest, nearest], "levels": [share, 0.1, 0.9 - share]}
+
+
+def run_cli(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    return stop.value.code
+
+
+@pytest.fixture
+def files(tmp_path):
+    near = {"triplet": [0.5, 0.6], "triplet-sampling": [0.7, 0.84], "htl-margin": [0.5, 0.6], "htl": [0.6, 0.7]}
+    far = {"triplet": [0.5, 0.6], "triplet:sampling=neighbors": [0.51, 0.59], "ntxent": [0.4, 0.5]}
+    middle = {"triplet": [0.5, 0.6], "triplet-sampling": [0.55, 0.65]}
+    documents = {
+        "near.json": made(near, "hangul", nearness_of(0.5, 0.6)),
+        "far.json": made(far, "glyphs", nearness_of(2.0, 0.1), samples_per_class=6),
+        "middle.json": made(middle, "kanji", nearness_of(1.0, 0.3), wrong_labels=0.05),
+    }
+    for name, document in documents.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    return {name: tmp_path / name for name in documents}
+
+
+def test_pairs_are_found_by_name_and_by_settings(files):
+    found = {name: sampling.pairs(results.load(path)) for name, path in files.items()}
+    assert found == {
+        "near.json": {"triplet": "triplet-sampling", "htl-margin": "htl"},
+        "far.json": {"triplet": "triplet:sampling=neighbors"},
+        "middle.json": {"triplet": "triplet-sampling"},
+    }
+    # A method keeps its pair under other settings, and is no pair of another method's.
+    tuned = made({"ntxent:temperature=0.2": [0.5, 0.6], "supcon": [0.5, 0.6], "ntxent-sampling": [0.7, 0.7]})
+    assert sampling.pairs(tuned) == {}
+    for run in (*tuned["runs"], *tuned["curves"]):
+        run["label"] = run["method"]
+    assert sampling.pairs(tuned) == {"ntxent": "ntxent-sampling"}
+
+
+def test_what_sampling_brings(files, capsys):
+    assert run_cli("table", "--view", "sampling", *files.values()) == 0
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()[:4]]
+    assert lines[0][1:] == [
+        "hangul, 1,000 classes, 6 samples, 2,000 iterations",
+        "glyphs, 1,000 classes, 6 samples, 2,000 iterations",
+        "kanji, 1,000 classes, 6 samples, 2,000 iterations, wrong labels 0.05",
+    ]
+    half = stats.t.ppf(0.975, 1) * np.std([20, 24], ddof=1) / np.sqrt(2)
+    assert [line[0] for line in lines[2:]] == ["htl-margin", "triplet"]  # in the order of the mean gain
+    assert lines[3][1] == f"+22.0 ± {half:.1f}" and lines[3][2].startswith("+0.0 ± ") and lines[2][2] == "-"
+
+
+def test_whether_the_first_tree_tells(files, capsys):
+    assert run_cli("table", "--view", "nearness", *files.values()) == 0
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()[2:6]]
+    assert [line[0].split(",")[0] for line in lines[:3]] == ["hangul", "kanji", "glyphs"]
+    assert [line[-1] for line in lines] == ["+16.0", "+5.0", "+0.0", "-"]
+    assert lines[0][1:5] == ["0.50", "0.25", "0.60", "0.70"]
+    assert lines[3][1:5] == ["-1.00", "-1.00", "+1.00", "+1.00"]
+
+
+def test_whether_methods_stand_in_the_same_order(files, capsys):
+    assert run_cli("table", "--view", "order", files["near.json"], files["middle.json"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "| near | middle | 2 | 1.00 |"
+
+
+def test_views_of_other_files_are_refused(files, tmp_path, capsys):
+    alone = tmp_path / "alone.json"
+    alone.write_text(json.dumps(made({"triplet": [0.5, 0.6]})))
+    speed = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
+    for view, file, message in [
+        ("nonsense", alone, "view must be one of ablations, sampling, nearness, order, but it is 'nonsense'"),
+        ("sampling", alone, "needs methods with both samplers"),
+        ("ablations", alone, "these files answer no question"),
+        ("order", speed, "of comparisons and tunings"),
+        ("ablations", speed, "the view ablations is of comparisons"),
+    ]:
+        assert run_cli("table", "--view", view, file) == 2
+        assert message in " ".join(capsys.readouterr().out.split())
+
+
+def test_questions_about_the_length_of_a_training(tmp_path, capsys):
+    """Each length is a file of its own, and 2,000 iterations are the usual ones."""
+    assert {method: METHODS[method].defaults["sampling"] for method in ("triplet", "htl-constant")} == {
+        "triplet": "per-class",
+        "htl-constant": "neighbors",
+    }
+    paths = []
+    for iterations in (4000, 500, 2000):
+        contenders = ABLATIONS["length"].contenders
+        document = made({text: [0.5 + iterations / 1e5] * 2 for text in contenders}, iterations=iterations)
+        paths.append(tmp_path / f"{iterations}.json")
+        paths[-1].write_text(json.dumps(document))
+    assert run_cli("table", "--view", "ablations", *paths) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split(" | ")[0].strip("| ") for line in lines[2:-2]]
+    assert rows[0] == "**anchor-neighbour sampling over the length of a training**"
+    assert [row for row in rows if row.startswith("triplet,")] == [f"triplet, iterations {n}" for n in (500, 2000, 4000)]
+    (line,) = [line for line in lines if line.startswith("| triplet:sampling=neighbors, iterations 500 ")]
+    assert line.endswith("| 50.5 ± 0.0 | +0.0 ± 0.0 | triplet |")
