@@ -95,11 +95,12 @@ def proxy_anchor(task: Task, settings: Settings, tree: ClassTree) -> Learning:
 
 
 def margins(settings: Settings, tree: ClassTree) -> DynamicMarginMiner:
+    is_constant = one_of("margins", settings, "tree", "constant") == "constant"
     return DynamicMarginMiner(
         tree,
         beta=settings["beta"],
-        initial_margin=settings["initial_margin"],
-        tree_weight={"tree": 1.0, "constant": 0.0}[one_of("margins", settings, "tree", "constant")],
+        initial_margin=settings["beta"] if is_constant else settings["initial_margin"],
+        tree_weight=0.0 if is_constant else 1.0,
         distance=distance_of(settings),
     )
 
