@@ -37,10 +37,7 @@ class DynamicMarginMiner(BaseMiner):
         initial_margin: the margin of every pair while the tree is not fitted, in the units of `distance`; afterwards of
             pairs with a class that has had no samples yet (`ClassTree.waiting`), and in eval mode of pairs with any class
             that the tree does not know.
-        tree_weight: of the tree's part of the margin, `alpha = beta + tree_weight (d_H - s)`; 1 in the paper, 0 leaves the
-            constant margin `beta`.
-        continuous: `d_H` is the squared distance itself at which the classes merge, instead of the first threshold above
-            it; margins then differ between all merges, and the number of levels does not matter.
+        dynamic: False gives every pair the constant margin `beta`, whether the tree is fitted or not.
         type_of_triplets: "all" that violate their margin; of these "hard", with the negative no farther than the
             positive, or "semihard", with the negative farther; or "easy", all that do not violate it.
         distance: `LpDistance(p=2, power=2)` (default; margins in squared distances, the units of the tree) or
@@ -62,8 +59,7 @@ class DynamicMarginMiner(BaseMiner):
         *,
         beta: float = 0.1,
         initial_margin: float = 0.2,
-        tree_weight: float = 1.0,
-        continuous: bool = False,
+        dynamic: bool = True,
         type_of_triplets: str = "all",
         **kwargs: Any,
     ) -> None:
@@ -78,8 +74,7 @@ class DynamicMarginMiner(BaseMiner):
         self.tree = tree
         self.beta = _finite("beta", beta)
         self.initial_margin = _finite("initial_margin", initial_margin)
-        self.tree_weight = _finite("tree_weight", tree_weight)
-        self.continuous = bool(continuous)
+        self.dynamic = bool(dynamic)
         self.type_of_triplets = type_of_triplets
         self.add_to_recordable_attributes(list_of_names=["beta", "initial_margin"], is_stat=False)
         self.add_to_recordable_attributes(
@@ -90,12 +85,19 @@ class DynamicMarginMiner(BaseMiner):
         """Squared Euclidean distance of normalised embeddings."""
         return LpDistance(normalize_embeddings=True, p=2, power=2)
 
+    @property
+    def constant_margin(self) -> float | None:
+        """The margin of every pair: `beta` unless it is dynamic, `initial_margin` before the tree's fit; None afterwards."""
+        if not self.dynamic:
+            return self.beta
+        return None if self.tree.is_fitted else self.initial_margin
+
     @torch.no_grad()
     def margins(self, anchor_labels: Labels, negative_labels: Labels) -> torch.Tensor:
-        """alpha of class pairs in the units of `distance`; `initial_margin` while the tree is not fitted.
+        """alpha of class pairs in the units of `distance`.
 
-        It is `initial_margin` as well for pairs of which one class or both have had no samples yet or, in eval mode, are not
-        known to the tree.
+        It is `constant_margin` where that is a number; else `initial_margin` for pairs of which one class or both have had
+        no samples yet or, in eval mode, are not known to the tree.
 
         Args:
             anchor_labels, negative_labels: labels of any shapes that broadcast, such as (B, 1) and (1, R).
@@ -106,14 +108,13 @@ class DynamicMarginMiner(BaseMiner):
         """
         anchors, negatives = label_tensor(anchor_labels), label_tensor(negative_labels)
         shape = joint_shape(anchors, negatives)
-        if not self.tree.is_fitted:
-            return torch.full(shape, self.initial_margin, dtype=widest_float(anchors.device), device=anchors.device)
+        if self.constant_margin is not None:
+            return torch.full(shape, self.constant_margin, dtype=widest_float(anchors.device), device=anchors.device)
         known = None
         if self._takes_unknown(self.training, anchors, negatives):
             (anchors, known_anchors), (negatives, known_negatives) = map(self.tree.replace_unknown, (anchors, negatives))
             known = known_anchors & known_negatives
-        merge_distances = self.tree.cophenetic_distances if self.continuous else self.tree.merge_thresholds
-        margins = self._margins_of(merge_distances(anchors, negatives), self.tree.class_spreads(anchors))
+        margins = self._margins_of(self.tree.merge_thresholds(anchors, negatives), self.tree.class_spreads(anchors))
         return margins if known is None else margins.where(known, self.initial_margin)
 
     @torch.no_grad()
@@ -123,7 +124,7 @@ class DynamicMarginMiner(BaseMiner):
         """`margins` of labels (B,) and ref_labels (R,) in training or eval mode: (B, R) of `dtype`."""
         # The number of distinct labels is not known there without waiting, or is another one for each copy under vmap.
         waits = labels.device.type != "cpu" or is_batched(labels) or is_batched(ref_labels)
-        if waits or not self.tree.is_fitted:
+        if waits or self.constant_margin is not None:
             return self.margins_between(labels, ref_labels, dtype, training=training)
         classes, rows = labels.unique(return_inverse=True)
         ref_classes, columns = (classes, rows) if ref_labels is labels else ref_labels.unique(return_inverse=True)
@@ -135,13 +136,13 @@ class DynamicMarginMiner(BaseMiner):
         self, labels: torch.Tensor, ref_labels: torch.Tensor, dtype: torch.dtype, *, training: bool = True
     ) -> torch.Tensor:
         """The same, quicker where no label is there twice."""
-        if not self.tree.is_fitted:
-            return torch.full((len(labels), len(ref_labels)), self.initial_margin, dtype=dtype, device=labels.device)
+        if self.constant_margin is not None:
+            return torch.full((len(labels), len(ref_labels)), self.constant_margin, dtype=dtype, device=labels.device)
         return self._margins_of_all(labels, ref_labels, training).to(dtype)
 
     def has_margins_of(self, other: DynamicMarginMiner) -> bool:
         """Whether both give every pair of classes the same margin."""
-        mine, others = ((m.beta, m.initial_margin, m.tree_weight, m.continuous, m.distance.power) for m in (self, other))
+        mine, others = ((m.beta, m.initial_margin, m.dynamic, m.distance.power) for m in (self, other))
         return self.tree is other.tree and mine == others
 
     def forward(
@@ -189,10 +190,10 @@ class DynamicMarginMiner(BaseMiner):
     def _margins_of_all(self, labels: torch.Tensor, ref_labels: torch.Tensor, training: bool) -> torch.Tensor:
         """alpha of every label of (A,) with every one of (B,)."""
         if not self._takes_unknown(training, labels, ref_labels):
-            return self._margins_of(*self.tree.margin_terms(labels, ref_labels, continuous=self.continuous))
+            return self._margins_of(*self.tree.margin_terms(labels, ref_labels))
         ours, known = self.tree.replace_unknown(labels)
         others, others_known = (ours, known) if ref_labels is labels else self.tree.replace_unknown(ref_labels)
-        margins = self._margins_of(*self.tree.margin_terms(ours, others, continuous=self.continuous))
+        margins = self._margins_of(*self.tree.margin_terms(ours, others))
         return margins.where(known.unsqueeze(1) & others_known, self.initial_margin)
 
     def _takes_unknown(self, training: bool, *given: torch.Tensor) -> bool:
@@ -203,7 +204,7 @@ class DynamicMarginMiner(BaseMiner):
         return not training or self.tree.waiting is not None
 
     def _margins_of(self, merge_distances: torch.Tensor, spreads: torch.Tensor) -> torch.Tensor:
-        return margin_for_class_pairs(merge_distances, spreads, self.beta, self.distance.power, self.tree_weight)
+        return margin_for_class_pairs(merge_distances, spreads, self.beta, self.distance.power)
 
     def _set_stats(self, distances: torch.Tensor, matches: torch.Tensor, differs: torch.Tensor) -> None:
         """Means over all triplets, each pair weighted by the number of triplets it stands in."""

@@ -48,7 +48,7 @@ class HTL:
         tree: instead, a tree of one's own with its own settings, such as `ClassTree.from_taxonomy(...)`. Its `max_neighbors`
             should be at least `num_anchors * neighborhood_size - 1`: any neighbour may be taken by the other classes of a
             batch.
-        beta, initial_margin, tree_weight, continuous, distance: of the margins. See `DynamicMarginMiner`.
+        beta, initial_margin, dynamic, distance: of the margins. See `DynamicMarginMiner`.
         batches_per_epoch, seed, num_replicas, rank: of the sampler.
         **loss_kwargs: to `HierarchicalTripletLoss`, such as `temperature`, `reducer`, `swap`, `collect_stats`.
 
@@ -84,8 +84,7 @@ class HTL:
         tree: ClassTree | None = None,
         beta: float = 0.1,
         initial_margin: float = 0.2,
-        tree_weight: float = 1.0,
-        continuous: bool = False,
+        dynamic: bool = True,
         distance: LpDistance | None = None,
         batches_per_epoch: int | None = None,
         seed: int | None = None,
@@ -130,8 +129,7 @@ class HTL:
             self.tree,
             beta=beta,
             initial_margin=initial_margin,
-            tree_weight=tree_weight,
-            continuous=continuous,
+            dynamic=dynamic,
             distance=LpDistance(power=FORMS[form].power) if distance is None else distance,
         )
         smoothed = {} if loss_kwargs.get("smooth_loss") else {"temperature": FORMS[form].temperature}

@@ -37,10 +37,8 @@ def fitted(**kwargs):
     return ClassTree(**kwargs).fit_embeddings(embeddings, labels), embeddings, labels
 
 
-def make(tree, power=2, continuous=False, **kwargs):
-    return HierarchicalTripletLoss(
-        DynamicMarginMiner(tree, distance=LpDistance(power=power), continuous=continuous), collect_stats=True, **kwargs
-    )
+def make(tree, power=2, **kwargs):
+    return HierarchicalTripletLoss(DynamicMarginMiner(tree, distance=LpDistance(power=power)), collect_stats=True, **kwargs)
 
 
 def assert_close(there, here, atol=2e-6):
@@ -91,11 +89,10 @@ def test_which_devices_have_float64(monkeypatch):
         assert widest_float(torch.device("xpu")) == expected
 
 
-@pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("power", [1, 2])
-def test_margins_agree_to_1e_6(poor_device, power, continuous):
+def test_margins_agree_to_1e_6(poor_device, power):
     tree, _, labels = fitted()
-    miner = DynamicMarginMiner(tree, distance=LpDistance(power=power), continuous=continuous)
+    miner = DynamicMarginMiner(tree, distance=LpDistance(power=power))
     there = labels.to(poor_device)
     assert_close(miner.margins(there.unsqueeze(1), there), miner.margins(labels.unsqueeze(1), labels), 1e-6)
     unfitted = DynamicMarginMiner(ClassTree()).margins(there, there)
@@ -114,10 +111,9 @@ def test_lookups_agree(poor_device):
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("continuous", [False, True])
-def test_the_loss(poor_device, options, power, continuous):
+def test_the_loss(poor_device, options, power):
     tree, embeddings, labels = fitted()
-    assert_same_call(make(tree, power, continuous, **OPTIONS[options]), embeddings, labels, poor_device)
+    assert_same_call(make(tree, power, **OPTIONS[options]), embeddings, labels, poor_device)
 
 
 @pytest.mark.parametrize("name", sorted(REDUCERS.keys() - {"do-nothing", "per-anchor", "divisor"}))

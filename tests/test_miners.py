@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance, SNRDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
 from pytorch_metric_learning.miners import TripletMarginMiner
 
-from pml_htl import ClassTree, DynamicMarginMiner
+from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss
 
 from . import oracle
 from .examples import labelled_embeddings, make_embeddings
@@ -71,44 +72,46 @@ def test_margins_have_the_units_of_the_distance():
     assert (alpha != alpha.T).any()  # the anchor's class counts, not the negative's
 
 
-@given(labelled_embeddings(kinds=["random", "clustered"]), st.sampled_from([1, 2]), st.floats(-1, 2), st.floats(-0.5, 0.5))
-def test_continuous_margins_and_the_weight_of_the_tree(example, power, tree_weight, beta):
+@given(labelled_embeddings(kinds=["random", "clustered"]), st.sampled_from([1, 2]), st.floats(-0.5, 0.5))
+def test_margins_are_those_of_the_equation(example, power, beta):
     embeddings, labels = example
     tree = ClassTree(4).fit_embeddings(torch.from_numpy(embeddings), labels)
-    heights = oracle.merge_heights(oracle.class_distances(embeddings, labels))
     spreads, average = oracle.spreads(embeddings, labels)
     thresholds = oracle.thresholds(average, 4)
     nodes = oracle.single_linkage_nodes(oracle.class_distances(embeddings, labels), thresholds)
     classes = tree.labels
-    for continuous in (False, True):
-        miner = DynamicMarginMiner(
-            tree, beta=beta, tree_weight=tree_weight, continuous=continuous, distance=LpDistance(power=power)
-        )
-        table = miner.margins(classes.unsqueeze(1), classes)
-        for a, n in itertools.permutations(range(len(classes)), 2):
-            level = next(level for level in range(5) if nodes[a, level] == nodes[n, level])
-            distance = heights[a, n] if continuous else thresholds[level]
-            expected = beta + tree_weight * (distance ** (power / 2) - spreads[a] ** (power / 2))
-            assert table[a, n] == pytest.approx(expected, abs=1e-6)
-        batch = classes.repeat(2)  # what the loss asks for in a batch
-        matrix = miner.margin_matrix(batch, batch, torch.float64)
-        torch.testing.assert_close(matrix, miner.margins(batch.unsqueeze(1), batch))
+    miner = DynamicMarginMiner(tree, beta=beta, distance=LpDistance(power=power))
+    table = miner.margins(classes.unsqueeze(1), classes)
+    for a, n in itertools.permutations(range(len(classes)), 2):
+        level = next(level for level in range(5) if nodes[a, level] == nodes[n, level])
+        expected = beta + thresholds[level] ** (power / 2) - spreads[a] ** (power / 2)
+        assert table[a, n] == pytest.approx(expected, abs=1e-6)
+    batch = classes.repeat(2)  # what the loss asks for in a batch
+    matrix = miner.margin_matrix(batch, batch, torch.float64)
+    torch.testing.assert_close(matrix, miner.margins(batch.unsqueeze(1), batch))
 
 
-def test_a_tree_without_weight_leaves_a_constant_margin():
+@pytest.mark.parametrize("fitted", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_margins_that_are_not_dynamic_are_constant(fitted, training):
     embeddings, labels = make_embeddings("clustered", [4] * 6, 5, seed=0)
-    tree = ClassTree().fit_embeddings(torch.from_numpy(embeddings), labels)
-    miner = DynamicMarginMiner(tree, beta=0.3, tree_weight=0, distance=LpDistance())
+    tree = ClassTree()
+    if fitted:
+        tree.fit_embeddings(torch.from_numpy(embeddings), labels)
+    miner = DynamicMarginMiner(tree, beta=0.3, dynamic=False, distance=LpDistance()).train(training)
     pmls = TripletMarginMiner(0.3, distance=LpDistance())
     batch = torch.from_numpy(embeddings).float(), torch.from_numpy(labels)
     assert all(map(torch.equal, miner(*batch), pmls(*batch)))
+    assert miner.margins(batch[1].unsqueeze(1), batch[1]).unique().tolist() == [0.3]
+    expected = TripletMarginLoss(0.3, distance=LpDistance())(*batch)
+    torch.testing.assert_close(HierarchicalTripletLoss(miner)(*batch), expected)
 
 
 def test_miners_of_other_margins_are_told_apart():
     tree = ClassTree()
     miner = DynamicMarginMiner(tree)
     assert miner.has_margins_of(DynamicMarginMiner(tree, type_of_triplets="hard"))
-    others = [{"beta": 0.2}, {"tree_weight": 0.5}, {"continuous": True}, {"initial_margin": 0.1}, {"distance": LpDistance()}]
+    others = [{"beta": 0.2}, {"dynamic": False}, {"initial_margin": 0.1}, {"distance": LpDistance()}]
     assert not any(miner.has_margins_of(DynamicMarginMiner(tree, **other)) for other in others)
     assert not miner.has_margins_of(DynamicMarginMiner(ClassTree()))
 
@@ -149,8 +152,6 @@ def test_refusals():
         DynamicMarginMiner(ClassTree(), initial_margin="0.2")
     with pytest.raises(ValueError, match="beta"):
         DynamicMarginMiner(ClassTree(), beta=True)
-    with pytest.raises(ValueError, match="tree_weight must be a finite number"):
-        DynamicMarginMiner(ClassTree(), tree_weight=np.inf)
     with pytest.raises(ValueError, match="ref_labels are required"):
         DynamicMarginMiner(ClassTree())(torch.ones(2, 3), torch.tensor([1, 2]), torch.ones(2, 3))
     assert DynamicMarginMiner(ClassTree(), beta=np.float32(0.5)).beta == 0.5

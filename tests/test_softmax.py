@@ -104,7 +104,7 @@ def batch(dtype=torch.float64):
 def test_without_margin_it_is_pmls_ntxent(temperature):
     embeddings, labels = batch()
     tree = ClassTree().fit_embeddings(embeddings.detach(), labels)
-    miner = DynamicMarginMiner(tree, beta=0, tree_weight=0)
+    miner = DynamicMarginMiner(tree, beta=0, dynamic=False)
     loss = HierarchicalTripletLoss(miner, temperature=temperature, reducer=reducers.MeanReducer())
     compare(loss(embeddings, labels), temperature * NTXentLoss(temperature / 2)(embeddings, labels), embeddings)
 

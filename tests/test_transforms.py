@@ -218,12 +218,10 @@ def test_over_the_parameters_of_a_model():
         same(found[name], parameter.grad)
 
 
-@pytest.mark.parametrize("continuous", [False, True])
-def test_what_is_left_behind_can_be_copied_and_saved(continuous):
+def test_what_is_left_behind_can_be_copied_and_saved():
     inputs, labels, heads = data()
     weights = torch.ones(5)  # are moved to float64
     loss = ours(True, reducer=reducers.ClassWeightedReducer(weights), collect_stats=True)
-    loss.miner.continuous = continuous
     f = of_head(loss)
     grad(f)(heads[0])
     recorded = loss.margin, loss.min_margin, loss.max_margin, loss.active_share

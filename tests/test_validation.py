@@ -59,12 +59,11 @@ def test_on_known_classes_it_is_the_same_in_both_modes(options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("power", [1, 2])
-def test_the_margins_of_pairs_with_one_or_two_unseen_classes(kind, continuous, power):
+def test_the_margins_of_pairs_with_one_or_two_unseen_classes(kind, power):
     embeddings, labels = batch()
     tree = ClassTree().fit_embeddings(embeddings, labels)
-    miner = DynamicMarginMiner(tree, initial_margin=MARGIN, continuous=continuous, distance=LpDistance(power=power))
+    miner = DynamicMarginMiner(tree, initial_margin=MARGIN, distance=LpDistance(power=power))
     known = miner.margins(labels.unsqueeze(1), labels)
     given = KINDS[kind](labels)
     is_known = given == labels

@@ -144,11 +144,11 @@ def test_in_a_given_hierarchy_every_class_has_its_place():
 # Margins and loss
 
 
-@given(some_seen(), st.sampled_from([1, 2]), st.booleans(), st.booleans())
-def test_margins_of_pairs_with_a_class_that_waits_are_the_initial_one(case, power, continuous, training):
+@given(some_seen(), st.sampled_from([1, 2]), st.booleans())
+def test_margins_of_pairs_with_a_class_that_waits_are_the_initial_one(case, power, training):
     num_classes, seen, seed = case
     statistics, embeddings, own = statistics_of(num_classes, seen, seed)
-    options = {"initial_margin": INITIAL, "continuous": continuous, "distance": _distance(power)}
+    options = {"initial_margin": INITIAL, "distance": _distance(power)}
     miner = DynamicMarginMiner(ClassTree().fit(statistics, partial=True), **options).train(training)
     full = DynamicMarginMiner(ClassTree().fit_embeddings(embeddings, own), **options)
     labels = statistics.labels

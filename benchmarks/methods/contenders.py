@@ -77,7 +77,7 @@ class NTXent(torch.nn.Module):
     def __init__(self, temperature: float) -> None:
         super().__init__()
         self.scale = 2 * temperature  # squared distances are 2 minus twice the similarity
-        without_margin = DynamicMarginMiner(ClassTree(), beta=0.0, initial_margin=0.0, tree_weight=0.0)
+        without_margin = DynamicMarginMiner(ClassTree(), beta=0.0, dynamic=False)
         self.smooth = HierarchicalTripletLoss(without_margin, temperature=self.scale)
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor, indices_tuple: None = None) -> torch.Tensor:
@@ -95,12 +95,11 @@ def proxy_anchor(task: Task, settings: Settings, tree: ClassTree) -> Learning:
 
 
 def margins(settings: Settings, tree: ClassTree) -> DynamicMarginMiner:
-    is_constant = one_of("margins", settings, "tree", "constant") == "constant"
     return DynamicMarginMiner(
         tree,
         beta=settings["beta"],
-        initial_margin=settings["beta"] if is_constant else settings["initial_margin"],
-        tree_weight=0.0 if is_constant else 1.0,
+        initial_margin=settings["initial_margin"],
+        dynamic=one_of("margins", settings, "tree", "constant") == "tree",
         distance=distance_of(settings),
     )
 

@@ -212,14 +212,11 @@ def _ranges(length: int, step: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, length, step)]
 
 
-def margin_for_class_pairs(
-    merge_distances: torch.Tensor, spreads: torch.Tensor, beta: float, power: int, tree_weight: float = 1.0
-) -> torch.Tensor:
+def margin_for_class_pairs(merge_distances: torch.Tensor, spreads: torch.Tensor, beta: float, power: int) -> torch.Tensor:
     """The dynamic violate margin, alpha, from squared distances `d_H` and `s` that broadcast (method, section 4).
 
-    `power` 2: `beta + tree_weight (d_H - s)`, for squared distances. `power` 1: `beta + tree_weight (sqrt(d_H) - sqrt(s))`,
-    for plain ones.
+    `power` 2: `beta + d_H - s`, for squared distances. `power` 1: `beta + sqrt(d_H) - sqrt(s)`, for plain ones.
     """
     if power == 1:
         merge_distances, spreads = merge_distances.sqrt(), spreads.sqrt()
-    return beta + tree_weight * (merge_distances - spreads)
+    return beta + (merge_distances - spreads)

@@ -302,13 +302,10 @@ class ClassTree(torch.nn.Module):
         found = self._positions(labels)
         return self._on(found.device, "spreads")[found]
 
-    def margin_terms(
-        self, a: torch.Tensor, b: torch.Tensor, *, continuous: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def margin_terms(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`merge_thresholds` of every label of a (A,) with every one of b (B,), and `class_spreads(a)`: (A, B) and (A, 1).
 
-        With `continuous`, `cophenetic_distances` instead of the thresholds. The same numbers in fewer steps, for the miner,
-        which needs both in every batch; it is quicker still if b is a.
+        The same numbers in fewer steps, for the miner, which needs both in every batch; it is quicker still if b is a.
         """
         a_found = self._positions(a)
         b_found = a_found if b is a else self._positions(b)
@@ -317,8 +314,6 @@ class ClassTree(torch.nn.Module):
                 f"labels must be of shapes (A,) and (B,), but are {tuple(a_found.shape)} and {tuple(b_found.shape)}"
             )
         spreads = self._on(a_found.device, "spreads")[a_found].unsqueeze(1)
-        if continuous:
-            return self._heights_between(a_found.unsqueeze(1), b_found), spreads
         nodes = self._on(a_found.device, "nodes")
         a_nodes = nodes[a_found, : self._num_divided_levels]
         b_nodes = a_nodes if b is a else nodes[b_found, : self._num_divided_levels]

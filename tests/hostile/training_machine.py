@@ -55,7 +55,7 @@ BAD_ARGUMENTS = [
     (HTL, HTL_SHAPE, "seed", [-1, 0.5, "a", True], "seed"),
     (AnchorNeighborSampler, {**HTL_SHAPE, "tree": None}, "tree", [None, 3, "tree"], "tree must be a ClassTree"),
     (DynamicMarginMiner, {}, "tree", [None, 3, "tree"], "tree must be a ClassTree"),
-    *((DynamicMarginMiner, MINER, name, NO_NUMBERS, name) for name in ("beta", "initial_margin", "tree_weight")),
+    *((DynamicMarginMiner, MINER, name, NO_NUMBERS, name) for name in ("beta", "initial_margin")),
     (DynamicMarginMiner, MINER, "type_of_triplets", ["any", None, 3, ["all"]], "type_of_triplets must be one of"),
     (DynamicMarginMiner, MINER, "distance", [CosineSimilarity(), LpDistance(p=1), 3, LpDistance], "distance must be"),
     (HierarchicalTripletLoss, {}, "miner", [None, 3, ClassTree()], "miner must be a DynamicMarginMiner"),

@@ -118,12 +118,10 @@ class TreeMachine(Hostile):
         if not same(before, self.snapshot()):  # then it must be all of the new one
             self.expected = embeddings, labels
 
-    @rule(line=st.integers(1, 40), continuous=st.booleans())
-    def look_up_with_ctrl_c(self, line, continuous):
+    @rule(line=st.integers(1, 40))
+    def look_up_with_ctrl_c(self, line):
         if self.tree.is_fitted:
-            self.interrupted(
-                "margin_terms", lambda: self.tree.margin_terms(self.tree.labels, CLASSES, continuous=continuous), line
-            )
+            self.interrupted("margin_terms", lambda: self.tree.margin_terms(self.tree.labels, CLASSES), line)
 
     @rule(name=st.sampled_from(LOOK_UPS), kind=st.sampled_from(sorted(BAD_LABELS)), second=st.booleans())
     def look_up_bad_labels(self, name, kind, second):
@@ -140,12 +138,10 @@ class TreeMachine(Hostile):
         refusal = self.refusal((ValueError, r"shapes \(4,\) and \(3,\) do not broadcast"))
         self.attempt(name, lambda: getattr(self.tree, name)(CLASSES, CLASSES[:3]), refusal)
 
-    @rule(a=st.sampled_from([(), (1, 1), (4, 1)]), continuous=st.booleans())
-    def margin_terms_of_other_shapes(self, a, continuous):
+    @rule(a=st.sampled_from([(), (1, 1), (4, 1)]))
+    def margin_terms_of_other_shapes(self, a):
         refusal = self.refusal((ValueError, r"shapes \(A,\) and \(B,\), but are"))
-        self.attempt(
-            "margin_terms", lambda: self.tree.margin_terms(torch.full(a, 3), CLASSES, continuous=continuous), refusal
-        )
+        self.attempt("margin_terms", lambda: self.tree.margin_terms(torch.full(a, 3), CLASSES), refusal)
 
     @rule(k=st.sampled_from([0, -1, 3, 10**9, True, 1.5, "1", None]))
     def neighbors_of_a_bad_number(self, k):
