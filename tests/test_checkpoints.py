@@ -50,8 +50,8 @@ BAD = {
     "other classes": (lambda: fitted(LABELS + 2).state_dict(), r"only one of them has labels 0, 1, 10, 11"),
     "a model": (lambda: torch.nn.Linear(3, 4).state_dict(), r"Missing.*miner\.tree\.format_version.*Unexpected.*weight"),
     "a later version": (
-        lambda: {**fitted().state_dict(), "miner.tree.format_version": torch.tensor(4)},
-        r"format version is 4, this version of pml-htl reads 1 to 3",
+        lambda: {**fitted().state_dict(), "miner.tree.format_version": torch.tensor(7)},
+        r"format version is 7, this version of pml-htl reads 1 to 6",
     ),
     "a tree and less": (
         lambda: {name: value for name, value in fitted().state_dict().items() if not name.endswith("spreads")},

@@ -284,7 +284,7 @@ def test_the_shape_travels_with_the_state(kind, fitted, tmp_path):
 
 def test_only_a_given_hierarchy_takes_the_place_of_one(tmp_path):
     plain = ClassTree(3).fit_embeddings(*samples_of(LABELS))
-    assert plain.state_dict()["format_version"] == 1 and not {*SHAPE[-2:]} & {*plain.state_dict()}
+    assert plain.state_dict()["format_version"] == 4 and not {*SHAPE[-2:]} & {*plain.state_dict()}
     tree = trees()["taxonomy"]
     assert tree.state_dict()["format_version"] == 2
     before = copy.deepcopy(tree.state_dict())

@@ -100,8 +100,8 @@ def test_two_by_two_and_times(document):
     grid = page.two_by_two(document)
     assert [name for name, *_ in grid] == [name for name, *_ in page.TWO_BY_TWO]
     values = intervals.test_values(document)
-    assert grid[0][1] == tables.with_interval(intervals.interval(values["triplet"])) and grid[1][1] == "-"
-    assert grid[2][2] == tables.with_interval(intervals.interval(values["htl"]))
+    assert grid[0][1] == intervals.with_interval(intervals.interval(values["triplet"])) and grid[1][1] == "-"
+    assert grid[2][2] == intervals.with_interval(intervals.interval(values["htl"]))
     times = {title: (iterations, seconds) for title, iterations, seconds in page.times_to_reach(document)}
     assert times["triplet"] == ("300", "33 s") and times["htl"] == ("200", "22 s")
     slow = copy.deepcopy(document)

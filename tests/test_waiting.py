@@ -119,12 +119,12 @@ def test_states_that_are_none():
         ({"waiting": torch.tensor([18])}, "waiting labels are among its labels"),
         ({"waiting": waiting.double()}, "waiting should be torch.int64"),
         ({"waiting": waiting.unsqueeze(0)}, "waiting is not a tensor of 1 dimensions"),
-        ({"format_version": torch.tensor(1)}, "format version is 1, but its entries are those of version 3"),
+        ({"format_version": torch.tensor(1)}, "format version is 1, but its entries are those of version 6"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             ClassTree().load_state_dict({**state, **change})
     without = {name: value for name, value in state.items() if name != "waiting"}
-    with pytest.raises(RuntimeError, match="are those of version 1"):
+    with pytest.raises(RuntimeError, match="are those of version 4"):
         ClassTree().load_state_dict(without)
     other = ClassTree().fit(statistics_of(9, {0, 3, 4})[0], partial=True)
     with pytest.raises(RuntimeError, match="its 8 classes are not the 9 classes of this tree"):

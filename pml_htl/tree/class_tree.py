@@ -17,6 +17,7 @@ from ..common.warn import warn_of_collapse
 from ..distributed import Ranks
 from . import given as hierarchies
 from . import linkage as linkages
+from .confusion import COLUMNS, confusable_pairs
 from .cophenetic import largest_between, lay_out, levels_between, maxima_of_runs
 from .given import Numbers
 from .merging import check_statistics, merge_and_find_nearest
@@ -66,6 +67,8 @@ class ClassTree(torch.nn.Module):
         waiting: (W,) int64, the sorted labels of classes that have had no samples yet (`fit(partial=True)`), or None. They
             belong to the data set, but not to the tree: look-ups refuse them, their margins are the initial one, and the
             sampler gives them random neighbours. `all_labels` has both.
+        nearest_distances: float32 of the shape of `nearest_classes`, or None: in a taxonomy, and in a tree that an earlier
+            version saved.
 
     The state travels in `state_dict()`, also into an unfitted tree, and is replaced as a whole or not at all; a tree with a
     given hierarchy takes no state of a tree without. `.to(device)` moves it; `.half()`, `.double()` and the like leave its
@@ -97,6 +100,7 @@ class ClassTree(torch.nn.Module):
     given_heights: torch.Tensor | None
     taxonomy_height: torch.Tensor | None
     waiting: torch.Tensor | None
+    nearest_distances: torch.Tensor | None
     format_version: torch.Tensor
     num_levels: int
     max_neighbors: int
@@ -255,7 +259,8 @@ class ClassTree(torch.nn.Module):
     ) -> dict[str, torch.Tensor] | None:
         """The given hierarchy, or that of the statistics; of several ranks on the first alone."""
         if self.is_given:
-            return None if ranks.rank else {name: self.part(name) for name in SHAPE_NAMES}
+            names = () if ranks.rank else (*SHAPE_NAMES, "nearest_distances")
+            return {name: value for name in names if (value := self._buffers[name]) is not None} or None
         num_neighbors = min(self.max_neighbors, len(statistics.labels) - 1)
         device = statistics.device if device is None else torch.device(device)
         merges = merge_and_find_nearest(statistics, self.linkage, num_neighbors, device, ranks)
@@ -337,6 +342,58 @@ class ClassTree(torch.nn.Module):
                 "see max_neighbors"
             )
         return self._on(found.device, "labels")[nearest[found, :k]]
+
+    def confusable(self, k: int = 20) -> np.ndarray:
+        """The k pairs of classes that the embeddings tell apart least, most suspicious first.
+
+        Such pairs are duplicates, variants of one thing, one class under two names, or merely alike. They come from the
+        lists of nearest classes: of a pair that is missing, both have `max_neighbors` classes that are nearer.
+
+        Returns:
+            At most k pairs, each once: a structured array, of which `pandas.DataFrame(...)` makes a frame. Its columns:
+            label_a, label_b: the smaller label first.
+            ratio: the distance over the mean of both spreads, by which pairs are sorted. Two halves of one class have about
+                1; it grows with the squared distance of the means over the sum of the variances. It tells that the classes
+                are not told apart, not why.
+            distance: the mean squared distance between the samples of one and of the other, right to about 1e-6; in a
+                taxonomy that of their merge.
+            spread_a, spread_b: the mean squared distance between the samples of each; of a class with one sample the mean.
+            level: at which they meet in the tree, 0 .. L.
+
+        O(C max_neighbors) time and memory.
+
+        Raises:
+            ValueError: the tree is not fitted, or was saved by a version that kept no distances; k below 1.
+        """
+        k = integer_at_least(1, "k", k)
+        spreads, labels, nearest = (self.part(name).cpu() for name in ("spreads", "labels", "nearest_classes"))
+        if self.nearest_distances is not None:
+            distances = self.nearest_distances.cpu().double()
+        elif self.is_given:
+            distances = self.cophenetic_distances(labels.unsqueeze(1), labels[nearest])
+        else:
+            raise ValueError("this tree was saved by an earlier version, without distances; fit or refresh it again")
+        pairs, ratios, places = confusable_pairs(nearest.numpy(), distances.numpy(), spreads.numpy(), k)
+        table = np.empty(len(pairs), dtype=COLUMNS)
+        for letter, positions_of in zip("ab", torch.from_numpy(pairs).T, strict=True):
+            table[f"label_{letter}"], table[f"spread_{letter}"] = labels[positions_of], spreads[positions_of]
+        table["ratio"], table["distance"] = ratios, distances.flatten()[torch.from_numpy(places)]
+        table["level"] = self.merge_levels(*labels[torch.from_numpy(pairs)].T)
+        return table
+
+    def groups(self, level: int) -> list[torch.Tensor]:
+        """The labels of the classes in each node of a level, 0 .. L: sorted int64 on the host, by their smallest.
+
+        Raises:
+            ValueError: the tree is not fitted, or has no such level.
+        """
+        level = integer_at_least(0, "level", level)
+        nodes = self.part("nodes").cpu()
+        if level > self.num_levels:
+            raise ValueError(f"level is {level}, but this tree has levels 0 to {self.num_levels}")
+        order = nodes[:, level].argsort(stable=True)
+        sizes = nodes[order, level].unique_consecutive(return_counts=True)[1]
+        return list(self.part("labels").cpu()[order].split(sizes.tolist()))
 
     def replace_unknown(self, labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:
         """The labels, those that the tree does not know replaced by one that it knows, and which it knows: two of one shape.

@@ -119,12 +119,14 @@ def merges_of_distances(distances: np.ndarray, linkage: str, num_neighbors: int,
     """
     generator = _generator(seed)
     nearest = np.empty((len(distances), num_neighbors), dtype=np.int64)
+    nearest_distances = np.empty((len(distances), num_neighbors))
     for place, row in enumerate(distances):
         others = generator.permutation(len(row))
         others = others[others != place]
         others = others[np.argpartition(row[others], num_neighbors - 1)[:num_neighbors]]
         nearest[place] = others[np.argsort(row[others])]
-    return Merges(*linkages.merge_classes(distances, linkage), nearest)
+        nearest_distances[place] = row[nearest[place]]
+    return Merges(*linkages.merge_classes(distances, linkage), nearest, nearest_distances)
 
 
 def merges_of_taxonomy(ancestors: np.ndarray, num_neighbors: int, seed: int) -> Merges:

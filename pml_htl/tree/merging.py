@@ -21,11 +21,13 @@ MIN_NEIGHBORS = 16  # shorter lists prove too few edges
 
 
 class Merges(NamedTuple):
-    """edges (C - 1, 2) int64 and heights (C - 1,) float64 as of `merge_classes`; nearest (C, k) int64, nearest first."""
+    """edges (C - 1, 2) int64 and heights (C - 1,) float64 as of `merge_classes`; nearest (C, k) int64, nearest first, and
+    their squared distances (C, k), if there are any."""
 
     edges: np.ndarray
     heights: np.ndarray
     nearest: np.ndarray
+    nearest_distances: np.ndarray | None = None
 
 
 def merge_and_find_nearest(
@@ -49,14 +51,14 @@ def merge_and_find_nearest(
         return None
     heights = statistics.squared_distances_of(torch.from_numpy(edges)).cpu().numpy()
     order = np.argsort(heights, kind="stable")
-    return Merges(edges[order], heights[order], lists[0][:, :num_neighbors])
+    return Merges(edges[order], heights[order], lists[0][:, :num_neighbors], lists[1][:, :num_neighbors])
 
 
 def _by_matrix(statistics: ClassStatistics, linkage: str, num_neighbors: int) -> Merges:
     distances = statistics.squared_distances()
     edges, heights = merge_classes(distances.cpu().numpy(), linkage)
-    nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False).indices
-    return Merges(edges, heights, nearest.cpu().numpy())
+    nearest = distances.fill_diagonal_(torch.inf).topk(num_neighbors, largest=False)
+    return Merges(edges, heights, nearest.indices.cpu().numpy(), nearest.values.cpu().numpy())
 
 
 def check_statistics(statistics: ClassStatistics, partial: bool) -> None:

@@ -13,10 +13,11 @@ from .given import apply_heights
 from .linkage import cut_levels, merge_thresholds
 from .merging import Merges
 
-# Trees of a given hierarchy are version 2 and those with classes that wait version 3, so that earlier versions of this
-# package refuse them; all others stay version 1.
+# Trees of a given hierarchy are version 2 and those with classes that wait version 3; all others are version 1. With the
+# distances of the nearest classes it is 3 more. So earlier versions of this package refuse what they do not know.
 FOUND_VERSION, GIVEN_VERSION, WAITING_VERSION = 1, 2, 3
-VERSIONS = FOUND_VERSION, GIVEN_VERSION, WAITING_VERSION
+WITH_DISTANCES = 3
+VERSIONS = range(FOUND_VERSION, WAITING_VERSION + WITH_DISTANCES + 1)
 DIMENSIONS = {
     "labels": 1,
     "thresholds": 1,
@@ -29,11 +30,15 @@ DIMENSIONS = {
     "given_heights": 1,
     "taxonomy_height": 0,
     "waiting": 1,
+    "nearest_distances": 2,
 }
 NAMES = tuple(DIMENSIONS)
 GIVEN_NAMES = ("given_heights", "taxonomy_height")
-FOUND_NAMES = tuple(name for name in NAMES if name not in (*GIVEN_NAMES, "waiting"))
-SHAPE_NAMES = ("labels", "merge_edges", "nearest_classes", *GIVEN_NAMES)  # a given hierarchy has them before any fit
+OPTIONAL_NAMES = ("waiting", "nearest_distances")
+FOUND_NAMES = tuple(name for name in NAMES if name not in (*GIVEN_NAMES, *OPTIONAL_NAMES))
+# A given hierarchy has these before any fit, and by a matrix also the distances of the nearest classes.
+SHAPE_NAMES = ("labels", "merge_edges", "nearest_classes", *GIVEN_NAMES)
+SHORT = {"nearest_distances": torch.float32}
 INTEGERS = ("labels", "nodes", "merge_edges", "nearest_classes", "taxonomy_height", "waiting")
 
 
@@ -44,6 +49,8 @@ def shape_of(labels: torch.Tensor, merges: Merges, taxonomy_height: int | None =
         "merge_edges": torch.from_numpy(merges.edges),
         "nearest_classes": torch.from_numpy(merges.nearest),
     }
+    if merges.nearest_distances is not None:  # as precise as the search of many classes is
+        shape["nearest_distances"] = torch.from_numpy(merges.nearest_distances.astype(np.float32))
     heights = torch.from_numpy(merges.heights)
     if taxonomy_height is None:
         return {**shape, "merge_heights": heights}
@@ -70,9 +77,14 @@ def with_spreads(
 
 def version_of(state: Collection[str]) -> int:
     """The format version of a state with these entries."""
-    if not set(GIVEN_NAMES).isdisjoint(state):
-        return GIVEN_VERSION
-    return WAITING_VERSION if "waiting" in state else FOUND_VERSION
+    kind = WAITING_VERSION if "waiting" in state else FOUND_VERSION
+    if _is_given(state):
+        kind = GIVEN_VERSION
+    return kind + WITH_DISTANCES * ("nearest_distances" in state)
+
+
+def _is_given(state: Collection[str]) -> bool:
+    return not set(GIVEN_NAMES).isdisjoint(state)
 
 
 def read_entries(state_dict: dict[str, Any], prefix: str) -> tuple[dict[str, Any], list[str], list[str]]:
@@ -80,10 +92,14 @@ def read_entries(state_dict: dict[str, Any], prefix: str) -> tuple[dict[str, Any
     own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     saved = {name: own[name] for name in NAMES if name in own}
     needed: tuple[str, ...] = ()
-    if version_of(saved) == GIVEN_VERSION:
-        needed = SHAPE_NAMES if set(saved) <= set(SHAPE_NAMES) else (*FOUND_NAMES, *GIVEN_NAMES)
+    if _is_given(saved):
+        needed = SHAPE_NAMES if {*saved} <= {*SHAPE_NAMES, *OPTIONAL_NAMES} else (*FOUND_NAMES, *GIVEN_NAMES)
     elif saved:  # an unfitted tree saves its version alone
         needed = FOUND_NAMES
+    version = own.get("format_version")
+    has_value = isinstance(version, torch.Tensor) and version.numel() == 1 and not version.is_meta
+    if has_value and version.item() in VERSIONS[WITH_DISTANCES:]:
+        needed = (*needed, "nearest_distances")
     missing = [name for name in ("format_version", *needed) if name not in own]
     return saved, missing, [name for name in own if name not in (*NAMES, "format_version")]
 
@@ -110,10 +126,10 @@ def problem_with(
         if value.layout != torch.strided or value.is_meta:
             return f"{name} is not a dense tensor with values"
     if version not in VERSIONS:
-        return f"its format version is {version.item()}, this version of pml-htl reads {FOUND_VERSION} to {WAITING_VERSION}"
+        return f"its format version is {version.item()}, this version of pml-htl reads {VERSIONS[0]} to {VERSIONS[-1]}"
     if version != version_of(saved):
         return f"its format version is {version.item()}, but its entries are those of version {version_of(saved)}"
-    if is_given and version != GIVEN_VERSION:
+    if is_given and not _is_given(saved):
         return (
             "it was saved by a tree without a given hierarchy, which this tree has and keeps; load it into a new ClassTree"
         )
@@ -149,9 +165,10 @@ def problem_with(
         "given_heights": (num_classes - 1,),
         "taxonomy_height": (),
         "waiting": (len(all_labels) - num_classes,),
+        "nearest_distances": (num_classes, num_neighbors),
     }
     for name, value in saved.items():
-        shape, dtype = shapes[name], torch.int64 if name in INTEGERS else torch.float64
+        shape, dtype = shapes[name], torch.int64 if name in INTEGERS else SHORT.get(name, torch.float64)
         if tuple(value.shape) != shape or value.dtype != dtype:
             return f"{name} should be {dtype} of shape {shape}, but is {value.dtype} of shape {tuple(value.shape)}"
         if name in ("nodes", "merge_edges", "nearest_classes") and not ((value >= 0) & (value < num_classes)).all():
@@ -170,8 +187,10 @@ def problem_with(
     own = torch.arange(num_classes, device=neighbors.device).unsqueeze(1)
     if num_neighbors == 0 or (torch.cat([neighbors, own], dim=1).sort(dim=1).values.diff(dim=1) == 0).any():
         return "its nearest_classes are not different other classes of each"
+    if "nearest_distances" in saved and (saved["nearest_distances"].diff(dim=1) < 0).any():
+        return "its nearest_distances do not ascend"
     state = {name: value.cpu().numpy() for name, value in saved.items()}
-    problem = _problem_with_given(state) if version == GIVEN_VERSION else None
+    problem = _problem_with_given(state) if _is_given(saved) else None
     return _problem_with_nodes(state) if problem is None and is_fitted else problem
 
 
