@@ -308,7 +308,7 @@ class AnchorNeighborSampler(BatchSampler):
         rest = len(skipped) + len(walk)  # what this round of the walk still holds
         longer = walk
         if rest < batch_classes:  # the next round may have to begin inside this batch
-            longer = np.concatenate([walk, generator.permutation(len(self.classes))])
+            longer = np.concatenate([walk, self._new_round(generator)])
         # Enough: a class is there once or, where two rounds meet, twice.
         ahead = skipped + longer[: 2 * batch_classes - len(skipped)].tolist()
         classes, used = self._fill_batch(ahead, generator, num_reserved=0)
@@ -319,6 +319,10 @@ class AnchorNeighborSampler(BatchSampler):
         passed = max(used[-1] + 1, len(skipped))
         left = (longer if used[-1] >= rest else walk)[passed - len(skipped) :]
         return classes, [ahead[place] for place in sorted(set(range(passed)).difference(used))], left
+
+    def _new_round(self, generator: np.random.Generator) -> np.ndarray:
+        """The class positions of a round of the walk, in random order: each of them once."""
+        return generator.permutation(len(self.classes))
 
     def _fill_batch(self, walk: list[int], generator: np.random.Generator, num_reserved: int) -> tuple[list[int], list[int]]:
         """One batch: its class positions, and the places of the walk (ascending) that became its anchors.

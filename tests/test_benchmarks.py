@@ -133,7 +133,7 @@ def test_contenders():
     for text, message in [
         ("htl:distance=cosine", "plain or squared"),
         ("htl:margins=wide", "tree or constant"),
-        ("triplet:sampling=random", "per-class, neighbors or neighbors-apart"),
+        ("triplet:sampling=random", "per-class or one of neighbors, neighbors-apart"),
     ]:
         with pytest.raises(ValueError, match=message):
             parse_contender(text).build(Task(torch.arange(40), 32, 16, 3, 0))

@@ -75,12 +75,20 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "noise": Ablation(
         "label noise: a tenth of the classes split in two, or a twentieth of the labels wrong; neighbors-apart leaves out "
-        "neighbours that meet at level 0",
-        [f"htl-constant:sampling={sampling}" for sampling in (*SAMPLINGS, "neighbors-apart")],
+        "neighbours that meet at level 0, neighbors-distinct those as near as halves of a class",
+        [f"htl-constant:sampling={sampling}" for sampling in (*SAMPLINGS, "neighbors-apart", "neighbors-distinct")],
         [{}, {"split_classes": 0.1}, {"wrong_labels": 0.05}],
         {
             f"htl-constant:sampling={sampling}": f"htl-constant:sampling={SAMPLINGS[0]}"
-            for sampling in ("neighbors", "neighbors-apart")
+            for sampling in ("neighbors", "neighbors-apart", "neighbors-distinct")
+        },
+    ),
+    "anchors": Ablation(
+        "neighbours by their ratio to the spreads instead of their distance (neighbors-ratio), and anchors rather where "
+        "classes are not told apart (neighbors-hard)",
+        [f"htl-constant:sampling={sampling}" for sampling in ("neighbors", "neighbors-ratio", "neighbors-hard")],
+        compared_with={
+            f"htl-constant:sampling={sampling}": "htl-constant" for sampling in ("neighbors-ratio", "neighbors-hard")
         },
     ),
     "margin": Ablation(

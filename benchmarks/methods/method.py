@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from pytorch_metric_learning import samplers
 
 from pml_htl import AnchorNeighborSampler, ClassTree, HierarchicalTripletLoss
 
 from ..common.ranks import number_of_processes
+from .sampling import SAMPLERS
 
 Settings = dict[str, Any]  # numbers and words
 
@@ -83,14 +83,13 @@ class Method:
     def build(self, task: Task, settings: Settings) -> Parts:
         """Loss, sampler and what else the method trains with."""
         tree = ClassTree(settings.get("num_levels", 16), linkage=settings.get("linkage", "single"))
-        if settings["sampling"] == "neighbors":
+        if settings["sampling"] in SAMPLERS:
             sampler: torch.utils.data.Sampler[Any] = neighbors(task, settings, tree)
-        elif settings["sampling"] == "neighbors-apart":
-            sampler = neighbors(task, settings, tree, apart=True)
         elif settings["sampling"] == "per-class":
             sampler = m_per_class(task, settings)
         else:
-            raise ValueError(f"sampling must be per-class, neighbors or neighbors-apart, but it is {settings['sampling']!r}")
+            known = ", ".join(SAMPLERS)
+            raise ValueError(f"sampling must be per-class or one of {known}, but it is {settings['sampling']!r}")
         loss, miner, learning_rate = self.learn(task, settings, tree)
         has_tree = isinstance(sampler, AnchorNeighborSampler) or isinstance(loss, HierarchicalTripletLoss)
         return Parts(
@@ -132,26 +131,13 @@ def m_per_class(task: Task, settings: Settings) -> samplers.MPerClassSampler:
     return samplers.MPerClassSampler(task.labels, per_class, batch_size, length)
 
 
-class ApartSampler(AnchorNeighborSampler):
-    """Neighbours that are no nearer than samples of one class are (that meet at level 0) come after all others.
-
-    If classes are two by mistake, or half of a class has a wrong label, such are their nearest.
-    """
-
-    def _neighbors_by_class(self, nearest: np.ndarray) -> np.ndarray:
-        found = super()._neighbors_by_class(nearest)
-        labels = torch.from_numpy(self.classes)
-        too_near = self.tree.merge_levels(labels.unsqueeze(1), labels[torch.from_numpy(found)]).numpy() == 0
-        return np.take_along_axis(found, np.argsort(too_near, axis=1, kind="stable"), axis=1)
-
-
-def neighbors(task: Task, settings: Settings, tree: ClassTree, *, apart: bool = False) -> AnchorNeighborSampler:
+def neighbors(task: Task, settings: Settings, tree: ClassTree) -> AnchorNeighborSampler:
     group = settings["neighborhood_size"] * settings["samples_per_class"]
     if group < 1 or task.batch_size % group:
         raise ValueError(f"the batch size must be a multiple of {group} (neighborhood x samples), not {task.batch_size}")
     # Any neighbour may be taken by the other classes of a batch, so as many are kept as a batch has.
     tree.max_neighbors = max(tree.max_neighbors, task.batch_size // settings["samples_per_class"] - 1)
-    return (ApartSampler if apart else AnchorNeighborSampler)(
+    return SAMPLERS[settings["sampling"]](
         task.labels,
         tree,
         num_anchors=task.batch_size // group,

@@ -97,9 +97,8 @@ def read_entries(state_dict: dict[str, Any], prefix: str) -> tuple[dict[str, Any
     elif saved:  # an unfitted tree saves its version alone
         needed = FOUND_NAMES
     version = own.get("format_version")
-    has_value = isinstance(version, torch.Tensor) and version.numel() == 1 and not version.is_meta
-    if has_value and version.item() in VERSIONS[WITH_DISTANCES:]:
-        needed = (*needed, "nearest_distances")
+    if isinstance(version, torch.Tensor) and version.numel() == 1 and not version.is_meta:
+        needed = (*needed, *["nearest_distances"] * (version.item() in VERSIONS[WITH_DISTANCES:]))
     missing = [name for name in ("format_version", *needed) if name not in own]
     return saved, missing, [name for name in own if name not in (*NAMES, "format_version")]
 
