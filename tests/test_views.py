@@ -111,7 +111,7 @@ def test_views_of_other_files_are_refused(files, tmp_path, capsys):
     alone.write_text(json.dumps(made({"triplet": [0.5, 0.6]})))
     speed = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
     for view, file, message in [
-        ("nonsense", alone, "view must be one of ablations, sampling, nearness, order, but it is 'nonsense'"),
+        ("nonsense", alone, "view must be one of ablations, sampling, nearness, order, twins, but it is 'nonsense'"),
         ("sampling", alone, "needs methods with both samplers"),
         ("ablations", alone, "these files answer no question"),
         ("order", speed, "of comparisons and tunings"),

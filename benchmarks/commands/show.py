@@ -30,7 +30,7 @@ def table(
         typer.Option(
             help="All files in one table: the questions that `ablate` answered (ablations), what anchor-neighbour sampling "
             "brings each loss (sampling) and whether the first tree tells (nearness), or whether methods stand in the same "
-            "order (order)."
+            "order (order), or how many classes that were split in two the tree finds (twins)."
         ),
     ] = None,
 ) -> None:

@@ -87,6 +87,7 @@ class Splits:
     class_names: list[str]  # by label
     gallery: Images | None = None
     recall_at: tuple[int, ...] = ()  # the usual ones of the data set
+    twins: tuple[tuple[int, int], ...] = ()  # labels of training classes that are one, by the label noise of `with_noise`
 
     def describe(self) -> dict[str, int | str]:
         """Name and sizes, for the results file."""
@@ -215,6 +216,7 @@ def with_noise(splits: Splits, split_share: float, wrong_share: float) -> Splits
     return replace(
         splits,
         train=splits.train.part(torch.ones(len(labels), dtype=torch.bool), torch.from_numpy(labels)),
+        twins=tuple((int(original), twin) for twin, original in enumerate(split, start=num_classes)),
         class_names=[*names[:num_classes], *(f"{names[original]} (twin)" for original in split), *names[num_classes:]],
         **moved,
     )

@@ -11,7 +11,7 @@ from rich.table import Table
 from ..methods.ablations import ABLATIONS, Ablation
 from ..methods.contenders import BASELINE, parse_contender
 from ..training.train import Plan
-from . import sampling, study, timings
+from . import sampling, study, timings, twins
 from .intervals import differences, interval, test_values, with_interval
 from .results import summarize
 
@@ -106,7 +106,7 @@ def markdown_table(document: dict[str, Any]) -> str:
     return markdown_lines(heads, cells_of_rows) + f"\n\n{title}\n"
 
 
-VIEWS = ("ablations", "sampling", "nearness", "order")  # of several files in one table
+VIEWS = ("ablations", "sampling", "nearness", "order", "twins")  # of several files in one table
 
 
 def markdown_view(view: str, documents: dict[str, dict[str, Any]]) -> str:
@@ -121,6 +121,10 @@ def markdown_view(view: str, documents: dict[str, dict[str, Any]]) -> str:
         heads, rows, title = ablation_table(list(documents.values()))
     elif view == "order":
         heads, rows, title = sampling.order_table(documents)
+    elif view == "twins":
+        heads, rows, title = twins.twin_table(list(documents.values()))
+        if not rows:
+            raise ValueError("the view twins needs trainings with --split-classes, and no file has any with a tree")
     else:
         if not all(sampling.pairs(document) for document in documents.values()):
             raise ValueError(f"the view {view} needs methods with both samplers, and a file has none")

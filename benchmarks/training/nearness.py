@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 from pml_htl import ClassTree
 
+LISTED_PAIRS = 10
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -31,16 +33,29 @@ def nearness(tree: ClassTree) -> dict[str, Any]:
     }
 
 
+def twin_ranks(tree: ClassTree, twins: Collection[tuple[int, int]]) -> list[int]:
+    """Where twins, classes that are one by mistake, stand among the most confusable pairs: 1, 2, ..., ascending.
+
+    Of so many pairs for each twin (`LISTED_PAIRS`); twins that are not among them are left out.
+    """
+    table = tree.confusable(LISTED_PAIRS * len(twins))
+    pairs = zip(table["label_a"].tolist(), table["label_b"].tolist(), strict=True)
+    return [rank for rank, pair in enumerate(pairs, start=1) if pair in twins]
+
+
 class NearnessOfRefreshes:
-    """That of the first and of the last refresh of a training, for checkpoints as well."""
+    """Nearness at the first and the last refresh of a training, and ranks of twins at each; for checkpoints as well."""
 
-    def __init__(self) -> None:
-        self.found: dict[str, dict[str, Any]] = {}
+    def __init__(self, twins: Collection[tuple[int, int]]) -> None:
+        self.twins = frozenset(twins)
+        self.found: dict[str, Any] = {}
 
-    def add(self, tree: ClassTree) -> None:
-        """After each refresh."""
+    def add(self, tree: ClassTree, iterations: int) -> None:
+        """After each refresh, with the iterations until then."""
         self.found["last"] = nearness(tree)
         self.found.setdefault("first", self.found["last"])
+        if self.twins:
+            self.found.setdefault("twins", []).append([iterations, twin_ranks(tree, self.twins)])
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -101,7 +101,7 @@ class Outcome:
     train_seconds: float
     refresh_seconds: float
     tree: ClassTree | None
-    nearness: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the "first" and the "last" refresh, if any
+    nearness: dict[str, Any] = field(default_factory=dict)  # at refreshes, see training/nearness.py
 
 
 class Stopwatch:
@@ -170,7 +170,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     trunk = InPrecision(trunk.to(device), plan.precision)
     embedder = InPrecision(torch.nn.Linear(width, plan.embedding_size).to(device), plan.precision)
 
-    stopwatch, nearness = Stopwatch(), NearnessOfRefreshes()
+    stopwatch, nearness = Stopwatch(), NearnessOfRefreshes(data.twins)
     stateful: dict[str, Any] = {
         "made_with": MadeWith(made_with(contender, seed, asdict(plan), data)),
         "stopwatch": stopwatch,
@@ -203,7 +203,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         if refresh is not None:
             refresh(trainer)
             if refresh.tree.is_fitted and refresh.tree.linkage == "single":
-                nearness.add(refresh.tree)
+                nearness.add(refresh.tree, trainer.epoch * plan.epoch_iterations)
         stopwatch.refresh_seconds_by_epoch.append(0.0 if refresh is None else refresh.seconds)
         if test_and_save is not None:
             with without_ddp(trainer.models), without_ddp(trainer.loss_funcs):
