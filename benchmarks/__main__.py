@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     sys.exit(f'PML\'s hooks need {error.name}: pip install ".[with-hooks-cpu]" (or with-hooks, for faiss-gpu)')
 
-from .commands import train, time, show  # noqa: F401, I001  (in the order of --help)
+from .commands import train, look, time, show  # noqa: F401, I001  (in the order of --help)
 from .commands.app import app, console, spread_lists
 from .common.ranks import is_first, process_group
 from .training.parallel import quiet

@@ -50,7 +50,7 @@ def test_a_folder_of_fonts(letters, tmp_path, monkeypatch):
         assert part.labels.bincount()[part.labels.min() :].min() >= scripts.MIN_FONTS
         image, label = part[0]
         assert image.shape == (1, 32, 32) and image.dtype == torch.float32 and 0.5 < image.max() <= 1
-        assert torch.equal(part.first_of(label), image)
+        assert torch.equal(part.pictures_of(label)[0], image)
     assert len({image.numpy().tobytes() for image in splits.train.images}) == len(splits.train)
 
 

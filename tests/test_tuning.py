@@ -55,7 +55,7 @@ def test_folds_are_class_disjoint_parts_of_the_training_classes(glyphs):
         for images in (part.train, part.val):  # the pictures went with their classes
             label = int(images.labels[0])
             old = glyphs.class_names.index(part.class_names[label])
-            assert torch.equal(images.first_of(label), glyphs.train.first_of(old))
+            assert torch.equal(images.pictures_of(label)[0], glyphs.train.pictures_of(old)[0])
         seen += names
     assert sorted(seen) == sorted(glyphs.class_names[: int(glyphs.train.labels.max()) + 1])  # each once
     with pytest.raises(ValueError, match=r"parts 0 \.\. 3 of .* but not 4"):

@@ -1,1 +1,1 @@
-"""The command line: one module for the commands that train, one for those that time, one for those that show."""
+"""The command line: a module each for the commands that train, that look at data, that time, and that show."""

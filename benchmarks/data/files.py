@@ -49,9 +49,10 @@ class ImageFiles(Dataset[tuple[torch.Tensor, int]], Images):
         """See `Images`."""
         return ImageFiles(self.paths, self.labels, self.size, is_training=False)
 
-    def first_of(self, label: int) -> torch.Tensor:
+    def pictures_of(self, label: int, most: int = 1) -> list[torch.Tensor]:
         """See `Images`."""
-        return to_tensor(self._crop(int((self.labels == label).nonzero()[0, 0]), middle_crop))
+        places = (self.labels == label).nonzero().flatten()[:most].tolist()
+        return [to_tensor(self._crop(place, middle_crop)) for place in places]
 
     def _crop(self, index: int, crop: Crop) -> Image.Image:
         with Image.open(self.paths[index]) as image:

@@ -34,8 +34,8 @@ class Images(Protocol):
     def evaluation(self) -> Any:
         """The same images as an evaluation sees them."""
 
-    def first_of(self, label: int) -> torch.Tensor:
-        """The first image of a class, in 0..1."""
+    def pictures_of(self, label: int, most: int = 1) -> list[torch.Tensor]:
+        """The first images of a class, at most so many, in 0..1: (channels, height, width) each."""
 
 
 class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
@@ -68,9 +68,9 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
         """Themselves: the network changes them in training, a batch at a time."""
         return self
 
-    def first_of(self, label: int) -> torch.Tensor:
+    def pictures_of(self, label: int, most: int = 1) -> list[torch.Tensor]:
         """See `Images`."""
-        return self.images[int((self.labels == label).nonzero()[0, 0])] / 255
+        return list(self.images[(self.labels == label).nonzero().flatten()[:most]] / 255)
 
 
 @dataclass(frozen=True)

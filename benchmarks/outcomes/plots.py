@@ -61,7 +61,7 @@ def plot_class_tree(tree: ClassTree, data: Splits, model: str, path: Path) -> No
     labels = torch.cat([anchors, tree.neighbors(anchors, DENDROGRAM_NEIGHBORS).flatten()])
 
     def image(label: int) -> np.ndarray:
-        pixels = data.train.first_of(label).permute(1, 2, 0).numpy()
+        pixels = data.train.pictures_of(label)[0].permute(1, 2, 0).numpy()
         return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
     ax = plot_tree(tree, labels, image=image)

@@ -40,7 +40,7 @@ def explorer_document(tree: ClassTree, miner: DynamicMarginMiner, data: Splits, 
         "title": title,
         "data": data.name,
         "names": [data.class_names[label] for label in labels.tolist()],
-        "thumbnails": [thumbnail(data.train.first_of(label)) for label in some],
+        "thumbnails": [thumbnail(data.train.pictures_of(label)[0]) for label in some],
         "spreads": rounded(tree.part("spreads")),
         "average_spread": round(tree.d_0, 4),
         "thresholds": rounded(tree.part("thresholds")),
@@ -54,11 +54,11 @@ def rounded(values: torch.Tensor) -> Any:
     return np.round(values.double().numpy(), 4).tolist()
 
 
-def thumbnail(image: torch.Tensor) -> str:
+def thumbnail(image: torch.Tensor, size: int = THUMBNAIL) -> str:
     """A small PNG of an image (channels, height, width) in 0..1, as a data URI."""
     pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((size, size))
     if picture.mode == "L":
         picture = picture.quantize(8)
     buffer = io.BytesIO()

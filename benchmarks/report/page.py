@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..methods.contenders import BASELINE
 from ..outcomes import intervals, results, tables, timings
 from . import charts, explorer
+from .rendering import rendered
 
 # The two halves of HTL, alone and together: margins by rows, samplers by columns.
 TWO_BY_TWO = [
@@ -44,16 +44,11 @@ def read(paths: list[Path]) -> tuple[list[tuple[str, dict[str, Any]]], list[dict
 
 def html(documents: list[tuple[str, dict[str, Any]]], trees: list[dict[str, Any]]) -> str:
     """The page; everything that it needs is in it."""
-    loader = PackageLoader("benchmarks.report")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
         sections=[section(name, document) for name, document in documents],
         # "<" would end the script early
         trees=[Markup(json.dumps(tree, ensure_ascii=False).replace("<", "\\u003c")) for tree in trees],
-        css=Markup(loader.get_source(environment, "page.css")[0]),
-        script=Markup(loader.get_source(environment, "page.js")[0]),
     )
 
 
