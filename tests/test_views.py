@@ -121,6 +121,19 @@ def test_views_of_other_files_are_refused(files, tmp_path, capsys):
         assert message in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_picture_of_some_methods(files, tmp_path, capsys):
+    picture = tmp_path / "curves.png"
+    assert run_cli("plot", files["near.json"], picture, "--methods", "triplet", "htl") == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    speed = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
+    for file, output, message in [
+        (speed, picture, "plot is of comparisons"),
+        (files["near.json"], tmp_path / "curves.txt", "should be a .png or .svg"),
+    ]:
+        assert run_cli("plot", file, output) == 2
+        assert message in " ".join(capsys.readouterr().out.split())
+
+
 def test_questions_about_the_length_of_a_training(tmp_path, capsys):
     """Each length is a file of its own, and 2,000 iterations are the usual ones."""
     assert {method: METHODS[method].defaults["sampling"] for method in ("triplet", "htl-constant")} == {

@@ -1,4 +1,4 @@
-"""The commands that show: `methods`, `table` and `report`."""
+"""The commands that show: `methods`, `table`, `plot` and `report`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 from ..methods.contenders import METHODS
 from ..outcomes import results
+from ..outcomes.plots import plot_curves
 from ..outcomes.tables import markdown_table, markdown_view
 from .app import app, console, explained_errors
 
@@ -44,6 +45,23 @@ def table(
             return
         for document in documents.values():
             print(markdown_table(document), end="")
+
+
+@app.command()
+def plot(
+    file: Annotated[Path, typer.Argument(help="A results file of a comparison.")],
+    output: Annotated[Path, typer.Argument(help="The picture, PNG or SVG.")],
+    methods: Annotated[list[str] | None, typer.Option(help="Only these, by their titles.")] = None,
+) -> None:
+    """Draw validation MAP@R over iterations of a results file."""
+    with explained_errors():
+        document = results.load(file)
+        if "curves" not in document:
+            raise ValueError("plot is of comparisons, and this file is of something else")
+        if output.suffix not in (".png", ".svg"):
+            raise ValueError(f"the picture should be a .png or .svg, but it is {output}")
+        plot_curves(results.only(document, methods) if methods else document, output)
+    console.print(f"Written: {output}", highlight=False)
 
 
 @app.command("report")

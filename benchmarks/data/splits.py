@@ -184,10 +184,8 @@ def fewer_classes(splits: Splits, num_classes: int) -> Splits:
     known = int(splits.train.labels.max()) + 1
     if num_classes > known:
         raise ValueError(f"{splits.name} has {known} training classes, but {num_classes} are wanted; lower --classes")
-    return replace(
-        splits,
-        train=splits.train.part(splits.train.labels < num_classes, splits.train.labels[splits.train.labels < num_classes]),
-    )
+    inside = splits.train.labels < num_classes
+    return replace(splits, train=splits.train.part(inside, splits.train.labels[inside]))
 
 
 def with_noise(splits: Splits, split_share: float, wrong_share: float) -> Splits:
