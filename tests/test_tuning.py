@@ -104,6 +104,25 @@ def test_every_method_gets_its_defaults_and_as_many_trials(tiny, small_batches, 
     assert set(results.summarize(compared).title) == {"htl", "triplet"}
 
 
+@pytest.mark.slow
+def test_the_best_trials_of_a_search_are_trained_again_for_longer(tiny, small_batches, tmp_path, capsys):
+    run_cli("tune", *SHORT, "--trials", 3, "--output", tmp_path / "search")
+    searched = results.load(tmp_path / "search" / "study.json")
+    final = ["tune", *SHORT, "--iterations", 6, "--finalists", tmp_path / "search" / "study.json"]
+    assert run_cli(*final, "--trials", 2, "--output", tmp_path / "final") == 0
+    for method, trials in trials_of(tmp_path / "final").items():
+        order = sorted(searched["studies"][method], key=lambda trial: -trial["mean"])
+        assert [settings for settings, _ in trials] == [trial["settings"] for trial in order[:2]]
+    document = results.load(tmp_path / "final" / "study.json")
+    assert document["metadata"]["plan"]["iterations"] == 6
+    assert tables.markdown_table(document).count("| 2 |") == 2
+    capsys.readouterr()
+    assert run_cli(*final, "--trials", 4, "--output", tmp_path / "more") == 2
+    assert "the best 4 trials of each method are wanted, but each had 3" in capsys.readouterr().out
+    assert run_cli(*final, "--methods", "contrastive", "--trials", 2, "--output", tmp_path / "more") == 2
+    assert "has triplet, htl, but not contrastive" in capsys.readouterr().out
+
+
 def test_a_title_stands_for_one_setting(tiny, tmp_path, capsys):
     def study_with(margin):
         settings = {**METHODS["triplet"].defaults, "margin": margin}

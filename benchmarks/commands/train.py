@@ -13,11 +13,11 @@ from ..common.ranks import is_first, number_of_processes
 from ..comparison import compare as comparing
 from ..data import Splits, capped, fewer_classes, load, with_noise
 from ..methods.ablations import ABLATIONS
-from ..methods.contenders import METHODS, Contender, parse_contender
+from ..methods.contenders import METHODS, Contender, find_method, parse_contender
 from ..methods.method import Settings
 from ..outcomes import results
+from ..outcomes.study import best, winners
 from ..outcomes.study import document_of as outcome_of_tuning
-from ..outcomes.study import winners
 from ..outcomes.tables import rich_ablation_table, rich_table
 from ..training.networks import make_network
 from ..training.train import Plan
@@ -108,6 +108,9 @@ def tune(
     methods: Annotated[list[str] | None, typer.Option(help="All, unless some are named.")] = None,
     trials: Annotated[int, typer.Option(help="For each method; the first is its defaults.", min=1)] = 12,
     folds: Annotated[int, typer.Option(help="Of four, to validate on, one after another.", min=1, max=4)] = 1,
+    finalists: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The outcome of another search, whose best to train again.")
+    ] = None,
 ) -> None:
     """Search the settings of every method with optuna: as many trials for each, on folds of the training classes.
 
@@ -115,6 +118,9 @@ def tune(
     --trials or other --methods. The --batch-size is a multiple of 64, so that all settings fit.
     study.json, the outcome of all of them, is what `compare --tuned --study` takes, once every method has as many trials.
     Hours on two cores for all methods.
+
+    With --finalists runs/tune/study.json --trials 3 --iterations 2000 there is no search: the best three trials of each
+    method of that file are trained again, at a length that tells more.
     """
     output = options.output
     with explained_errors():
@@ -125,10 +131,14 @@ def tune(
         except ImportError as error:
             raise ValueError(f'tune needs {error.name}: pip install ".[benchmarks]"') from error
         plan = options.plan()
-        names = [parse_contender(name).method.name for name in methods or METHODS]
+        earlier = {} if finalists is None else best(results.load(finalists), trials)
+        names = [parse_contender(name).method.name for name in methods or earlier or METHODS]
+        if finalists is not None and not earlier.keys() >= {*names}:
+            raise ValueError(f"{finalists} has {', '.join(earlier)}, but not {', '.join({*names} - earlier.keys())}")
+        first = {name: earlier.get(name, [find_method(name).defaults]) for name in names}
         splits = loaded(options.data, plan)
         output.mkdir(parents=True, exist_ok=True)
-        studies = tuning.tune(names, trials, folds, plan, splits, output / "study.db", options.jobs, console)
+        studies = tuning.tune(first, trials, folds, plan, splits, output / "study.db", options.jobs, console)
         document = outcome_of_tuning(studies, results.describe_session(options.device))
         results.save(document, output / "study.json")
     console.print(rich_table(document))

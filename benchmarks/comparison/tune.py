@@ -4,6 +4,8 @@ The objective is the mean validation MAP@R over class-disjoint folds of the trai
 are not looked at. The studies are in one SQLite file. Trials of a method follow one another, each drawn by a generator
 seeded with the number of those before it, so that a search that was killed goes on as if nothing had happened; different
 methods run side by side.
+
+A search in short trainings can be followed by a final of its best trials at full length, which tell more.
 """
 
 from __future__ import annotations
@@ -35,19 +37,28 @@ FAILED = 0.0  # what a trial is worth whose training diverged
 
 
 def tune(
-    methods: list[str], trials: int, folds: int, plan: Plan, data: Splits, database: Path, jobs: int, console: Console
+    first: dict[str, list[Settings]],
+    trials: int,
+    folds: int,
+    plan: Plan,
+    data: Splits,
+    database: Path,
+    jobs: int,
+    console: Console,
 ) -> list[optuna.Study]:
-    """Searches until every of these methods has its trials; returns all studies of the database, also of other methods.
+    """Searches until every method has its trials; returns all studies of the database, also of methods not in `first`.
+
+    `first` has the settings that each method begins with: its defaults, or the best of an earlier search.
 
     Raises:
         ValueError: a batch does not fit the data, or the database is of another plan, of other data or of other folds.
     """
-    check_batches(methods, folds, plan, data)
+    check_batches(list(first), folds, plan, data)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.RDBStorage(f"sqlite:///{database}")
     description = describe(plan, data, folds)
     check_made_alike(storage, description)
-    studies = [open_study(storage, method, description) for method in dict.fromkeys(methods)]
+    studies = [open_study(storage, method, description) for method in first]
     missing = sum(max(0, trials - len(finished(study))) for study in studies)
     with progress_bar(console) as progress, workers(data, jobs) as submit:
         bar = progress.add_task("trials", total=missing)
@@ -56,7 +67,7 @@ def tune(
         while waiting or running:
             while waiting and len(running) < jobs:
                 study = waiting.pop(0)
-                trial, future = start_trial(study, plan, folds, submit)
+                trial, future = start_trial(study, first[study.study_name], plan, folds, submit)
                 running[future] = study, trial
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 study, trial = running.pop(future)
@@ -115,11 +126,12 @@ def describe(plan: Plan, data: Splits, folds: int) -> dict[str, Any]:
     return {"plan": plan.comparable(), "data": data.describe(), "folds": folds}
 
 
-def start_trial(study: optuna.Study, plan: Plan, folds: int, submit: Submit) -> tuple[optuna.Trial, Future[Any]]:
+def start_trial(
+    study: optuna.Study, first: list[Settings], plan: Plan, folds: int, submit: Submit
+) -> tuple[optuna.Trial, Future[Any]]:
     method, number = study.study_name, len(finished(study))
-    if number == 0 and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
-        defaults = find_method(method).defaults
-        study.enqueue_trial({name: defaults[name] for name in space_of(method)})
+    if number < len(first) and not study.get_trials(states=[optuna.trial.TrialState.WAITING]):
+        study.enqueue_trial({name: first[number][name] for name in space_of(method)})
     study.sampler = optuna.samplers.TPESampler(
         n_startup_trials=STARTUP_TRIALS, multivariate=True, seed=zlib.crc32(f"{method} {number}".encode())
     )

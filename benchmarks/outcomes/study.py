@@ -46,6 +46,15 @@ def winners(document: dict[str, Any]) -> dict[str, Settings]:
     Raises:
         ValueError: it is another file, or some method had more trials than another.
     """
+    return {method: trials[0] for method, trials in best(document, 1).items()}
+
+
+def best(document: dict[str, Any], count: int) -> dict[str, list[Settings]]:
+    """The settings of the best `count` trials of each method, best first; earlier ones of equals first.
+
+    Raises:
+        ValueError: it is another file, or some method had more trials than another, or all had fewer than `count`.
+    """
     if "studies" not in document:
         raise ValueError("this is not the outcome of a tuning; `python -m benchmarks tune` writes one, study.json")
     counts = {method: len(trials) for method, trials in document["studies"].items()}
@@ -55,8 +64,11 @@ def winners(document: dict[str, Any]) -> dict[str, Settings]:
             f"winners are compared after as many trials for each method, but there are {found}; go on with "
             f"`python -m benchmarks tune --methods {' '.join(counts)} --trials {max(counts.values())}`"
         )
+    if max(counts.values()) < count:
+        raise ValueError(f"the best {count} trials of each method are wanted, but each had {max(counts.values())}")
     return {
-        method: max(trials, key=lambda trial: trial["mean"])["settings"] for method, trials in document["studies"].items()
+        method: [trial["settings"] for trial in sorted(trials, key=lambda trial: -trial["mean"])[:count]]
+        for method, trials in document["studies"].items()
     }
 
 
@@ -87,14 +99,19 @@ def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
     """Method, trials, MAP@R of the defaults and of the best trial in per cent, and what the best has changed."""
     table = []
     for method, trials in document["studies"].items():
-        best = max(trials, key=lambda trial: trial["mean"])
+        first = max(trials, key=lambda trial: trial["mean"])
         defaults = find_method(method).defaults
-        changes = [f"{name}={brief(value)}" for name, value in best["settings"].items() if value != defaults[name]]
-        table.append((best["mean"], (method, trials, changes)))
-    return [
-        (method, str(len(trials)), percent(trials[0]["mean"]), percent(mean), ", ".join(changes) or "the defaults")
-        for mean, (method, trials, changes) in sorted(table, key=lambda row: -row[0])
-    ]
+        untuned = [percent(trial["mean"]) for trial in trials if trial["settings"] == defaults]  # none in some finals
+        changes = [f"{name}={brief(value)}" for name, value in first["settings"].items() if value != defaults[name]]
+        row = (
+            method,
+            str(len(trials)),
+            *(untuned or ["-"])[:1],
+            percent(first["mean"]),
+            ", ".join(changes) or "the defaults",
+        )
+        table.append((first["mean"], row))
+    return [row for _, row in sorted(table, key=lambda entry: -entry[0])]
 
 
 def brief(value: float | str) -> str:
