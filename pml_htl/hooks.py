@@ -17,7 +17,10 @@ from .common.state import check_entries, check_setting
 from .distributed import Group, Ranks
 from .refreshing.embedding import (
     REFRESH,
+    Sample,
     collect_statistics,
+    embed_sample,
+    evenly_spaced,
     inputs_and_labels,
     make_loader,
     share_of,
@@ -29,6 +32,7 @@ from .refreshing.trainers import (
     check_watched,
     compare_classes,
     compare_labels,
+    first_stream_and_labels,
     labels_of_samples,
     part_of_embedding,
     streams_and_labels,
@@ -40,6 +44,7 @@ from .tree import ClassStatistics, ClassTree
 
 MODES = ("full", "streaming")
 BATCH_SIZE = 256
+MOST_IN_TENSORBOARD = 1000  # samples
 BATCH_SIZES = {"cpu": 64}  # the activations of more do not stay in the cache
 
 
@@ -100,7 +105,11 @@ class TreeRefresh:
         batch_size, num_workers: of the pass over `dataset`. `batch_size=None` takes 64 on a CPU, whose caches hold the
             activations then, and 256 elsewhere; `num_workers=None` takes the trainer's number.
         group: the processes of a torch.distributed job that share a refresh; default, all.
-        tensorboard_writer: a `SummaryWriter` that gets a picture of each new tree, as "class_tree". Needs matplotlib.
+        tensorboard_writer: a `SummaryWriter` that gets a picture of each new tree, as "class_tree", and as text the pairs of
+            classes that are told apart least, as "confusable_classes". Needs matplotlib.
+        tensorboard_sample: with the writer, a data set like `dataset`, of validation say. The embeddings of at most 1,000 of
+            its samples, always the same, go to TensorBoard's projector at each refresh. With `mode="streaming"` in a plain
+            loop, `refresh` needs the model for it.
         then: another end-of-epoch hook to call after each epoch, such as the one that PML's `HookContainer` makes (which
             so saves the new tree). What it returns is passed on: `False` ends the training.
         then_each_iteration: another end-of-iteration hook, which `end_of_iteration_hook` calls after each iteration.
@@ -136,6 +145,7 @@ class TreeRefresh:
         num_workers: int | None = None,
         group: Group | None = None,
         tensorboard_writer: Any = None,
+        tensorboard_sample: Dataset[Any] | None = None,
         then: Callable[[Any], Any] | None = None,
         then_each_iteration: Callable[[Any], Any] | None = None,
     ) -> None:
@@ -164,8 +174,16 @@ class TreeRefresh:
             from . import plots
 
             plots.require_matplotlib()
-            if not hasattr(tensorboard_writer, "add_figure"):
+            if not all(hasattr(tensorboard_writer, name) for name in ("add_figure", "add_text", "add_embedding")):
                 raise TypeError(f"tensorboard_writer must be a SummaryWriter, but it is {tensorboard_writer!r}")
+        self.tensorboard_sample = tensorboard_sample
+        if tensorboard_sample is not None:
+            if tensorboard_writer is None:
+                raise ValueError("tensorboard_sample goes to TensorBoard's projector: give a tensorboard_writer as well")
+            if not hasattr(tensorboard_sample, "__getitem__") or not hasattr(tensorboard_sample, "__len__"):
+                raise TypeError(f"tensorboard_sample must be a data set with a length, but it is {tensorboard_sample!r}")
+            if len(tensorboard_sample) == 0:
+                raise ValueError("tensorboard_sample is empty; give a data set of validation, say")
         self.watch = self._watch(mode, loss, forget)
         self.then = then
         self.then_each_iteration = then_each_iteration
@@ -234,16 +252,12 @@ class TreeRefresh:
             collate_fn: of the loader.
         """
         ranks, start = Ranks(self.group), time.perf_counter()
-        if self.watch is not None:
-            statistics = self._watched(self.watch, ranks)
-            if statistics is None:
-                return
-            device = "cpu" if device is None else device
-        else:
+        if self.watch is None or self.tensorboard_sample is not None:
             with ranks.together(REFRESH):
                 if model is None:
                     raise ValueError(
-                        'refresh needs the model that embeds the data set, unless the refresh has mode="streaming"'
+                        'refresh needs the model that embeds the data set, unless the refresh has mode="streaming" and no '
+                        "tensorboard_sample"
                     )
                 if not isinstance(model, torch.nn.Module):
                     raise TypeError(f"model must be a torch module that embeds a batch of inputs, but it is {model!r}")
@@ -252,20 +266,33 @@ class TreeRefresh:
                         raise TypeError(f"{name} must be a function of a batch, but it is {function!r}")
                 model = unwrapped(model)
                 if device is None:
-                    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+                    device = next((parameter.device for parameter in model.parameters()), None)
+        device = "cpu" if device is None else device
+
+        def batches(loader: Iterable[Any]) -> Iterator[tuple[Any, Labels]]:
+            for batch in loader:
+                pair = batch if data_and_label_getter is None else data_and_label_getter(batch)
+                inputs, labels = inputs_and_labels(pair)
+                yield to_device(inputs, device=device, dtype=dtype), labels
+
+        if self.watch is not None:
+            statistics = self._watched(self.watch, ranks)
+            if statistics is None:
+                return
+        else:
+            assert model is not None  # see above
+            with ranks.together(REFRESH):
                 loader = self._loader(device, self.num_workers or 0, collate_fn, ranks, known_labels=None)
-
-                def batches() -> Iterator[tuple[Any, Labels]]:
-                    for batch in loader:
-                        pair = batch if data_and_label_getter is None else data_and_label_getter(batch)
-                        inputs, labels = inputs_and_labels(pair)
-                        yield to_device(inputs, device=device, dtype=dtype), labels
-
-            statistics = collect_statistics([model], model, batches(), ranks).all_reduce(self.group)
+            statistics = collect_statistics([model], model, batches(loader), ranks).all_reduce(self.group)
             with ranks.together(REFRESH):
                 self._compare_given_labels(statistics)
         self._fit(statistics, device, ranks, start)
-        self._draw(step=self.num_refreshes - 1)
+
+        def sample() -> Sample:
+            assert model is not None  # see above
+            return embed_sample([model], model, batches(self._sample_loader(device, collate_fn)))
+
+        self._draw(self.num_refreshes - 1, ranks, sample)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, and with `mode="streaming"` the statistics of all batches so far. The tree has its own `state_dict`."""
@@ -314,7 +341,14 @@ class TreeRefresh:
         if hasattr(trainer, "dataloader") and getattr(sampler, "tree", None) is self.tree:
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
             trainer.dataloader_iter = anew(trainer.dataloader)
-        self._draw(step)
+
+        def sample() -> Sample:
+            loader = self._sample_loader(trainer.data_device, trainer.collate_fn)
+            with without_ddp(trainer.models):
+                models = list(trainer.models.values())
+                return embed_sample(models, trainer.compute_embeddings, first_stream_and_labels(trainer, loader))
+
+        self._draw(step, ranks, sample)
 
     def _embedded(self, trainer: Any, ranks: Ranks) -> ClassStatistics:
         """The statistics of the data set, embedded as the trainer does."""
@@ -378,11 +412,20 @@ class TreeRefresh:
             raise ValueError('samples_per_class is of the pass over the data set, which mode="streaming" does without')
         return LossWatch(loss, torch.from_numpy(self.labels), forget)
 
-    def _draw(self, step: int) -> None:
-        if self.tensorboard_writer is not None:
-            from . import plots
+    def _draw(self, step: int, ranks: Ranks, sample: Callable[[], Sample]) -> None:
+        """Adds the tree, and the sample as the first process embeds it, to TensorBoard."""
+        if self.tensorboard_writer is None:
+            return
+        from . import plots
 
-            plots.add_to_tensorboard(self.tree, self.tensorboard_writer, step)
+        plots.add_to_tensorboard(self.tree, self.tensorboard_writer, step)
+        if self.tensorboard_sample is not None and ranks.rank == 0:
+            plots.add_sample_to_tensorboard(*sample(), self.tensorboard_writer, step)
+
+    def _sample_loader(self, device: torch.device | str, collate_fn: Callable[..., Any] | None) -> Iterable[Any]:
+        assert self.tensorboard_sample is not None  # see `_draw`
+        sample = evenly_spaced(self.tensorboard_sample, MOST_IN_TENSORBOARD)
+        return make_loader(sample, self._batch_size(device), 0, collate_fn)
 
     def _compare_given_labels(self, statistics: ClassStatistics) -> None:
         """In a plain loop: the labels given are all there is to compare with."""
@@ -413,8 +456,11 @@ class TreeRefresh:
             dataset = subset_per_class(dataset, labels, self.samples_per_class, generator)
         if ranks.size > 1:
             dataset = share_of(dataset, ranks)
-        batch_size = BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE) if self.batch_size is None else self.batch_size
-        return with_progress(make_loader(dataset, batch_size, num_workers, collate_fn), ranks)
+        return with_progress(make_loader(dataset, self._batch_size(device), num_workers, collate_fn), ranks)
+
+    def _batch_size(self, device: torch.device | str) -> int:
+        known = BATCH_SIZES.get(torch.device(device).type, BATCH_SIZE)
+        return known if self.batch_size is None else self.batch_size
 
 
 def anew(loader: DataLoader[Any]) -> Iterator[Any]:

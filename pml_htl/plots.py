@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_LEGIBLE = 80
 NUM_IN_TENSORBOARD = 60
+SPRITE = 48  # pixels of an image in TensorBoard's projector, which takes 8,192 x 8,192 of all together
 
 
 def plot_tree(
@@ -81,7 +82,7 @@ def plot_tree(
 
 
 def add_to_tensorboard(tree: ClassTree, writer: Any, step: int) -> None:
-    """Adds a picture of the tree to a TensorBoard `SummaryWriter`, as "class_tree".
+    """Adds a picture of the tree to a TensorBoard `SummaryWriter`, as "class_tree", and `confusable` pairs as text.
 
     A large tree is drawn by 60 classes at even steps through its labels, always the same ones.
     """
@@ -96,6 +97,35 @@ def add_to_tensorboard(tree: ClassTree, writer: Any, step: int) -> None:
     shown = f"{num_drawn} of {len(labels)}" if num_drawn < len(labels) else f"all {num_drawn}"
     ax.set_title(f"{shown} classes, average spread {tree.d_0:.3f}, step {step}")
     writer.add_figure("class_tree", figure, step)
+    writer.add_text("confusable_classes", confusable_as_markdown(tree), step)
+
+
+def confusable_as_markdown(tree: ClassTree, k: int = 20) -> str:
+    """The table of `ClassTree.confusable`."""
+    rows = tree.confusable(k)
+    lines = ["| class | and | ratio | distance | level |", "| ---: | ---: | ---: | ---: | ---: |"]
+    for row in rows:
+        lines.append(
+            f"| {row['label_a']} | {row['label_b']} | {row['ratio']:.3f} | {row['distance']:.4f} | {row['level']} |"
+        )
+    return "\n".join(lines)
+
+
+def add_sample_to_tensorboard(
+    embeddings: torch.Tensor, labels: torch.Tensor, inputs: list[Any], writer: Any, step: int
+) -> None:
+    """Adds embeddings to the projector of a TensorBoard `SummaryWriter`, as "sample".
+
+    Args:
+        embeddings: (N, D). labels: (N,).
+        inputs: of each batch; if they are images (B, 1 or 3, height, width) these are the points.
+    """
+    images = None
+    if all(isinstance(batch, torch.Tensor) and batch.ndim == 4 and batch.shape[1] in (1, 3) for batch in inputs):
+        images = torch.cat([batch.detach().cpu().float() for batch in inputs])
+        low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+        images = torch.nn.functional.interpolate((images - low) / (high - low).clamp(min=1e-12), size=(SPRITE, SPRITE))
+    writer.add_embedding(embeddings, metadata=labels.tolist(), label_img=images, global_step=step, tag="sample")
 
 
 def require_matplotlib() -> None:

@@ -9,9 +9,13 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from PIL import Image
 from pytorch_metric_learning import reducers
+from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 from pytorch_metric_learning.utils.logging_presets import get_hook_container, get_record_keeper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
 from pml_htl import ClassTree, DynamicMarginMiner, HierarchicalTripletLoss, plots
 from pml_htl.losses import CrossBatchMemory
@@ -94,11 +98,94 @@ def test_a_large_tree_is_drawn_in_part():
         def add_figure(self, tag, figure, step):
             self.added = tag, figure.axes[0].get_title(), step
 
+        def add_text(self, tag, text, step):
+            self.text = tag, text, step
+
     labels = torch.arange(200).repeat_interleave(2)
     tree = ClassTree().fit_embeddings(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)), labels)
     writer = Writer()
     plots.add_to_tensorboard(tree, writer, 7)
     assert writer.added[0] == "class_tree" and writer.added[1].startswith("60 of 200 classes") and writer.added[2] == 7
+    tag, text, step = writer.text
+    rows = [[float(cell) for cell in line.strip("| ").split(" | ")] for line in text.splitlines()[2:]]
+    table = tree.confusable(20)
+    assert (tag, step) == ("confusable_classes", 7) and len(rows) == 20
+    assert [row[:2] for row in rows] == [[a, b] for a, b in zip(table["label_a"], table["label_b"], strict=True)]
+    assert [row[2] for row in rows] == pytest.approx(table["ratio"].tolist(), abs=1e-3)
+
+
+def test_a_sample_of_validation_is_in_the_projector(tmp_path):
+    """At each refresh, at most 1,000 of it, as the trainer embeds them; PML's own visualizer works beside it."""
+    htl, shown = make_htl(LABELS), []
+    keeper, _, writer = get_record_keeper(str(tmp_path / "records"), str(tmp_path / "tensorboard"))
+    container = get_hook_container(keeper, primary_metric="precision_at_1")
+
+    class Visualizer:
+        def fit_transform(self, embeddings):
+            return embeddings[:, :2]
+
+    def visualizer_hook(visualizer, points, labels, split, keyname, *rest):
+        shown.append((split, points.shape, rest))
+
+    tester = GlobalEmbeddingSpaceTester(
+        end_of_testing_hook=container.end_of_testing_hook, visualizer=Visualizer(), visualizer_hook=visualizer_hook,
+        dataloader_num_workers=0, accuracy_calculator=AccuracyCalculator(include=("precision_at_1",), k=1),
+    )  # fmt: skip
+    validation = torch.utils.data.TensorDataset(
+        torch.randn(1500, INPUTS.shape[1], generator=torch.Generator().manual_seed(1)), torch.arange(1500) % 30 + 500
+    )
+    test = container.end_of_epoch_hook(tester, {"val": validation}, str(tmp_path / "models"))
+    hook = htl.refresh_hook(DATASET, tensorboard_writer=writer, tensorboard_sample=validation, then=test)
+    trainer = make_trainer(htl, DATASET, hook)
+    trainer.train(num_epochs=2)
+    writer.close()
+    assert [(split, shape) for split, shape, _ in shown] == [("val", (1500, 2))] * 2
+    steps = sorted(path.parents[1].name for path in (tmp_path / "tensorboard").glob("*/*/tensors.tsv"))
+    assert steps == [str(step).zfill(5) for step in (trainer.iterations_per_epoch, 2 * trainer.iterations_per_epoch)]
+    folder = next((tmp_path / "tensorboard").glob(f"{steps[-1]}/*"))
+    points = np.loadtxt(folder / "tensors.tsv", delimiter="\t")
+    places = np.linspace(0, 1499, 1000).round().astype(int)
+    assert (folder / "metadata.tsv").read_text().split() == [str(500 + place % 30) for place in places]
+    with torch.no_grad():
+        for model in trainer.models.values():
+            model.eval()
+        expected = trainer.compute_embeddings(validation.tensors[0][places])
+    assert np.allclose(points, expected.numpy(), atol=1e-4)
+    text = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert any("confusable_classes" in tag for tag in text.Tags()["tensors"])
+
+
+def test_images_stand_in_the_projector(tmp_path):
+    """In a plain loop; streaming refreshes need the model for it."""
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(10).repeat_interleave(4)
+    dataset, model = torch.utils.data.TensorDataset(images, labels), torch.nn.Flatten()
+    writer = SummaryWriter(str(tmp_path))
+    htl = make_htl(labels)
+    options = {"tensorboard_writer": writer, "tensorboard_sample": dataset}
+    htl.refresh_hook(dataset, **options).refresh(model)
+    sprite = next(tmp_path.glob("*/*/sprite.png"))
+    with Image.open(sprite) as picture:
+        assert picture.size == (7 * 48, 7 * 48)  # forty in a square
+    streaming = htl.refresh_hook(None, mode="streaming", **options)
+    with pytest.raises(ValueError, match='unless the refresh has mode="streaming" and no tensorboard_sample'):
+        streaming.refresh()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"tensorboard_writer": None}, ValueError, "give a tensorboard_writer as well"),
+        ({"tensorboard_sample": 3}, TypeError, "tensorboard_sample must be a data set with a length, but it is 3"),
+        ({"tensorboard_sample": []}, ValueError, "tensorboard_sample is empty"),
+        ({"tensorboard_writer": object()}, TypeError, "tensorboard_writer must be a SummaryWriter"),
+    ],
+)
+def test_what_cannot_go_to_tensorboard(options, error, message, tmp_path):
+    given = {"tensorboard_writer": SummaryWriter(str(tmp_path)), "tensorboard_sample": DATASET, **options}
+    with pytest.raises(error, match=message):
+        make_htl(LABELS).refresh_hook(DATASET, **given)
 
 
 def test_a_writer_without_matplotlib_is_refused_at_once(monkeypatch):

@@ -315,6 +315,8 @@ def test_a_picture_that_cannot_be_written_comes_after_all_else():
         def add_figure(self, *args, **kwargs):
             raise OSError("disk full")
 
+        add_text = add_embedding = add_figure
+
     htl = make_htl(LABELS)
     hook = htl.refresh_hook(DATASET, tensorboard_writer=Full(), warmup_epochs=0)
     trainer = make_trainer(htl, DATASET, hook)

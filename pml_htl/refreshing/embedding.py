@@ -21,6 +21,7 @@ REFRESH = "the refresh of the class tree"
 COUNTED = 1024  # samples at a time
 
 Batches: TypeAlias = Iterable[tuple[Any, Labels]]  # inputs of B samples and their labels (B,)
+Sample: TypeAlias = tuple[torch.Tensor, torch.Tensor, list[Any]]  # embeddings, labels, and the inputs of each batch
 
 
 def collect_statistics(
@@ -50,6 +51,20 @@ def collect_statistics(
     except BaseException:
         put_back()  # Ctrl-C may have come while the contexts above did so
         raise
+
+
+def embed_sample(models: list[torch.nn.Module], embed: Callable[[Any], torch.Tensor], batches: Batches) -> Sample:
+    """Embeddings (N, D) and labels (N,) on the host, and the inputs of each batch; leaves no trace either.
+
+    Raises:
+        ValueError: the models are sharded, and so embed together or not at all.
+    """
+    if is_sharded(models):
+        raise ValueError("a sample for TensorBoard is embedded by one process, which models of FSDP do not allow")
+    with _eval_mode(models), kept_random_states(), torch.no_grad():
+        found = [(embed(inputs).cpu().float(), label_tensor(labels, "cpu"), inputs) for inputs, labels in batches]
+    embeddings, labels, inputs = zip(*found, strict=True)
+    return torch.cat(embeddings), torch.cat(labels), list(inputs)
 
 
 def is_sharded(models: list[torch.nn.Module]) -> bool:
@@ -161,6 +176,12 @@ def share_of(dataset: Dataset[Any], ranks: Ranks) -> Dataset[Any]:
             f"for each, but this {type(dataset).__name__} has {number}"
         )
     return Subset(dataset, range(ranks.rank, len(dataset), ranks.size))
+
+
+def evenly_spaced(dataset: Dataset[Any], most: int) -> Dataset[Any]:
+    """At most so many samples of a data set, at even steps: always the same."""
+    assert hasattr(dataset, "__len__")  # `TreeRefresh` has refused others
+    return Subset(dataset, torch.linspace(0, len(dataset) - 1, min(len(dataset), most)).round().long().tolist())
 
 
 def subset_per_class(

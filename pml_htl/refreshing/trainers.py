@@ -35,6 +35,13 @@ def streams_and_labels(trainer: Any, loader: Iterable[Any]) -> Iterator[tuple[An
             yield data, labels
 
 
+def first_stream_and_labels(trainer: Any, loader: Iterable[Any]) -> Iterator[tuple[Any, Labels]]:
+    """What the trainer embeds of samples that it does not train on, whose labels its mapping does not know."""
+    for batch in loader:
+        data, *_, labels = trainer.data_and_label_getter(batch)
+        yield data, labels
+
+
 @contextmanager
 def without_ddp(models: dict[str, torch.nn.Module]) -> Iterator[None]:
     """A trainer's models without their DistributedDataParallel: in a forward pass that waits for the other processes, and
