@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks.methods.contenders import METHODS, parse_contender
 from benchmarks.outcomes import intervals, results, tables
-from benchmarks.report import explorer, page
+from benchmarks.report import explorer, page, retrievals
 from pml_htl import ClassTree
 from tests.test_benchmarks import COMMITTED, RESULTS, run_cli
 
@@ -57,6 +57,18 @@ def tree(glyphs):
     found = explorer.explorer_document(fitted, parse_contender("htl").margins_of(fitted), glyphs, "a <b>tree</b>")
     found["names"][3] = "<script>alert(1)</script>"
     return found
+
+
+@pytest.fixture(scope="module")
+def embeddings(glyphs):
+    """Those of two methods: pixels, and a few of them."""
+    pixels = glyphs.test.images.flatten(1).numpy() / 255
+    return {"pixels": {"test": pixels}, "few": {"test": pixels[:, ::50] + 0.01}}
+
+
+@pytest.fixture(scope="module")
+def found(glyphs, embeddings):
+    return retrievals.retrievals_document(embeddings, glyphs, "seed 0")
 
 
 def test_intervals_are_those_of_scipy():
@@ -126,8 +138,8 @@ def test_the_command(document, tree, tmp_path, capsys):
     (tmp_path / "broken.json").write_text("{")
     assert run_cli("report", tmp_path / "broken.json") == 2
     out = " ".join(capsys.readouterr().out.split())
-    assert "lacks title" in out and "neither a results file nor a class tree" in out
-    again = page.html(*page.read(files))
+    assert "lacks title" in out and "is no results file, class tree or retrievals" in out
+    again = page.html(page.read(files))
     assert again == text  # the same files give the same page
 
 
@@ -143,6 +155,75 @@ def test_what_the_explorer_is_told(tree, glyphs):
         assert distance == pytest.approx(float(fitted.cophenetic_distances(*pair)), abs=1e-4)
         assert level == fitted.merge_levels(*pair) and margin == pytest.approx(float(miner.margins(*pair)), abs=1e-4)
     assert len(json.dumps(tree)) < 600_000
+    table = fitted.confusable(explorer.PAIRS)
+    assert [pair[:2] for pair in tree["pairs"]] == [
+        tuple(fitted.labels.tolist().index(row[k]) for k in (0, 1)) for row in table.tolist()
+    ]
+    assert [pair[2] for pair in tree["pairs"]] == pytest.approx(table["ratio"].tolist(), abs=1e-4)
+
+
+def test_retrievals_are_those_of_a_loop(found, glyphs, embeddings):
+    """Neighbours and average precision at R against scikit-learn, query by query."""
+    labels = glyphs.test.labels.numpy()
+    precision = {}
+    places = retrievals.candidate_queries(glyphs.test).numpy()
+    for method, own in embeddings.items():
+        precisions, nearest = retrievals.of_candidates(own, glyphs)
+        for candidate in range(0, len(places), 97):
+            query = places[candidate]
+            distances = ((own["test"].astype(np.float32) - own["test"][query].astype(np.float32)) ** 2).sum(axis=1)
+            distances[query] = np.inf
+            order = np.argsort(distances, kind="stable")
+            assert np.allclose(distances[nearest[candidate]], distances[order[: retrievals.NEIGHBORS]], atol=1e-3)
+            relevant = (labels == labels[query]).sum() - 1
+            hits = labels[order[:relevant]] == labels[query]
+            expected = sum(hits[: rank + 1].mean() for rank in range(relevant) if hits[rank]) / relevant
+            if len(np.unique(np.round(distances[order[: relevant + 1]], 4))) == relevant + 1:  # no ties
+                assert precisions[candidate] == pytest.approx(expected, abs=1e-6)
+        precision[method] = precisions
+    mean = (precision["pixels"] + precision["few"]) / 2
+    chosen = retrievals.chosen_queries(mean, labels[places])
+    assert [kind for kind, _ in chosen] == ["worst"] * 8 + ["random"] * 8
+    assert len({labels[places[place]] for _, place in chosen}) == 16  # of as many classes
+    assert mean[chosen[0][1]] == mean.min()
+
+
+def test_what_the_page_is_told_of_retrievals(found, glyphs, embeddings):
+    names = [name for _, name in found["pictures"]]
+    assert len(set(map(tuple, found["pictures"]))) >= 0.9 * len(names)  # each once; some letters look the same
+    for query in found["queries"]:
+        assert query["neighbors"].keys() == {"pixels", "few"}
+        for neighbors in query["neighbors"].values():
+            assert len(neighbors) == 10
+            assert all(right == (names[place] == names[query["picture"]]) for place, right in neighbors)
+            assert query["picture"] not in [place for place, _ in neighbors]
+    mapped = found["map"]
+    assert len(mapped["pictures"]) == len(mapped["classes"]) <= retrievals.MAPPED
+    assert max(np.bincount(mapped["classes"])) <= retrievals.MAPPED_PER_CLASS
+    assert [mapped["names"][label] for label in mapped["classes"]] == [names[place] for place in mapped["pictures"]]
+    for method in mapped["methods"].values():
+        points = np.array(method["points"]["PCA"])
+        assert points.shape == (len(mapped["pictures"]), 2) and points.min() == 0 and points.max() == retrievals.GRID
+        assert all(len(nodes) == len(mapped["names"]) for nodes in method["nodes"]) and len(method["nodes"]) == 17
+        counts = [len(set(nodes)) for nodes in method["nodes"]]
+        assert counts == sorted(counts, reverse=True) and counts[-1] == 1
+    assert retrievals.retrievals_document(embeddings, glyphs, "seed 0") == found
+    for broken, message in (({"queries": []}, "lack title, data"), ({**found, "pictures": []}, "there are 0 pictures")):
+        with pytest.raises(ValueError, match=message):
+            retrievals.validate(broken)
+
+
+def test_a_map_of_little():
+    """One class, one image of each class, one dimension, one image: there are points, and no levels."""
+    for labels, embeddings in (
+        ([0, 0], np.eye(2)),
+        ([0, 1], np.eye(2)),
+        ([0, 0, 1], np.arange(3.0)[:, None]),
+        ([0], np.ones((1, 4))),
+    ):
+        found = retrievals.map_of(embeddings, torch.tensor(labels))
+        assert np.shape(found["points"]["PCA"]) == (len(labels), 2) and len(found["nodes"]) == len(found["thresholds"])
+        assert len(found["nodes"]) == (17 if labels == [0, 0, 1] else 0)
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +242,10 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser, document, tree, tmp_path):
+def opened(browser, document, tree, found, tmp_path):
     """The page at 1,200 pixels; afterwards it must have said and asked for nothing."""
     path = tmp_path / "report.html"
-    path.write_text(page.html([("tuned", document)], [tree]), encoding="utf-8")
+    path.write_text(page.html(page.Files([("tuned", document)], [tree], [found])), encoding="utf-8")
     shown, complaints, requests = browser.new_page(viewport={"width": 1200, "height": 900}), [], []
     shown.on("console", lambda message: complaints.append(message.text))
     shown.on("pageerror", lambda error: complaints.append(str(error)))
@@ -226,6 +307,94 @@ def test_the_explorer_in_a_browser(opened, tree):
     assert drawn > 5  # colours
     opened.fill(".explorer input", "<script>")
     assert card.locator("h3").inner_text().strip() == "<script>alert(1)</script>"
+
+
+@pytest.mark.slow
+def test_the_gallery_in_a_browser(opened, found):
+    gallery = opened.locator(".retrievals")
+    assert gallery.locator("details").count() == 16 and gallery.locator("details[open]").count() == 8
+    first = gallery.locator("details").first
+    names = [name for _, name in found["pictures"]]
+    for row, method in zip(first.locator("tbody tr").all(), found["methods"], strict=True):
+        expected = found["queries"][0]["neighbors"][method]
+        assert row.locator("th").inner_text() == method
+        alts = [image.get_attribute("alt") for image in row.locator("img").all()]
+        assert alts == [f"{names[place]}, {'right' if right else 'wrong'}" for place, right in expected]
+        assert row.locator("td").first.inner_text() == str(sum(right for _, right in expected))
+    assert gallery.evaluate("g => [...g.querySelectorAll('img')].every((image) => image.src.startsWith('data:image/'))")
+    last = gallery.locator("details").last
+    last.locator("summary").press("Enter")  # by keyboard
+    assert last.get_attribute("open") is not None and last.locator("tbody img").first.is_visible()
+
+
+@pytest.mark.slow
+def test_the_map_in_a_browser(opened, found):
+    section, mapped = opened.locator(".map"), found["map"]
+    canvas, card = section.locator("canvas"), section.locator(".card")
+    assert canvas.get_attribute("data-inside") == str(len(mapped["pictures"]))
+    canvas.focus()
+    for key in ("+", "+", "+", "+"):
+        canvas.press(key)
+    assert int(canvas.get_attribute("data-inside")) < len(mapped["pictures"])
+    x = float(canvas.get_attribute("data-x"))
+    canvas.press("ArrowRight")
+    assert float(canvas.get_attribute("data-x")) > x
+    canvas.press("Enter")
+    name = card.locator("h3").inner_text().strip()
+    own = mapped["classes"].count(mapped["names"].index(name))
+    assert f"{own} images of this class" in card.inner_text() and card.locator("p img").count() == own
+    canvas.press("Escape")
+    assert "No image is chosen" in card.inner_text()
+    canvas.press("0")
+    assert canvas.get_attribute("data-inside") == str(len(mapped["pictures"]))
+    # The pointer shows what is there, a click chooses it.
+    canvas.scroll_into_view_if_needed()
+    section.locator("input").fill(mapped["names"][3])
+    assert card.locator("h3").inner_text().strip() == mapped["names"][3]
+    box = canvas.bounding_box()
+    opened.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert section.locator(".tip").is_visible() and section.locator(".tip").inner_text().strip() in mapped["names"]
+    opened.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert card.locator("h3").inner_text().strip() == section.locator(".tip").inner_text().strip()
+    width = float(canvas.get_attribute("data-width"))
+    opened.mouse.wheel(0, -100)
+    opened.wait_for_function("width => Number(document.querySelector('.map canvas').dataset.width) < width", arg=width)
+    # Another method, by nodes of a level at which some classes have met.
+    section.locator("[data-choice=method]").select_option("few")
+    choices = section.locator("[data-choice=color] option").all_text_contents()
+    assert choices[0] == "class" and len(choices) > 1
+    section.locator("[data-choice=color]").select_option(choices[1])
+    section.locator("input").fill(mapped["names"][0])
+    level = int(re.search(r"level (\d+)", choices[1])[1])
+    nodes = mapped["methods"]["few"]["nodes"][level]
+    together = [name for name, node in zip(mapped["names"], nodes, strict=True) if node == nodes[0]]
+    text = card.inner_text()
+    assert {*text.partition("In its node: ")[2].split(", ")} == {*together}
+
+
+@pytest.mark.slow
+def test_pairs_and_the_explorer_show_each_other(opened, tree):
+    first, second, ratio, *_ = tree["pairs"][2]
+    row = opened.locator(".confusable tbody tr").nth(2)
+    assert row.locator("td").nth(2).inner_text() == f"{ratio:.2f}"
+    row.locator("button").first.press("Enter")  # by keyboard
+    card = opened.locator(".explorer .card")
+    assert card.locator("h3").inner_text().strip() == tree["names"][first]
+    assert opened.evaluate("document.activeElement.tagName") == "CANVAS"
+    card.locator("button.pair", has_text="pair 3").click()
+    assert opened.evaluate("document.activeElement.textContent").strip() == tree["names"][first]
+    opened.locator(".confusable tbody tr").nth(2).locator("button").nth(1).click()
+    assert card.locator("h3").inner_text().strip() == tree["names"][second]
+
+
+@pytest.mark.slow
+def test_a_picture_of_retrievals(found, tmp_path, capsys):
+    path = tmp_path / "retrievals.json"
+    path.write_text(json.dumps(found))
+    assert run_cli("plot", path, tmp_path / "some.png", "--methods", "few", "--queries", 2) == 0
+    assert (tmp_path / "some.png").read_bytes().startswith(b"\x89PNG")
+    assert run_cli("plot", path, tmp_path / "none.png", "--methods", "htl") == 2
+    assert "there is no htl in it; there are pixels, few" in capsys.readouterr().out
 
 
 @pytest.mark.slow

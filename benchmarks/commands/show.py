@@ -9,8 +9,9 @@ import typer
 
 from ..methods.contenders import METHODS
 from ..outcomes import results
-from ..outcomes.plots import plot_curves
+from ..outcomes.plots import plot_curves, plot_retrievals
 from ..outcomes.tables import markdown_table, markdown_view
+from ..report import retrievals
 from .app import app, console, explained_errors
 
 
@@ -49,34 +50,41 @@ def table(
 
 @app.command()
 def plot(
-    file: Annotated[Path, typer.Argument(help="A results file of a comparison.")],
+    file: Annotated[Path, typer.Argument(help="A results file of a comparison, or its retrievals.json.")],
     output: Annotated[Path, typer.Argument(help="The picture, PNG or SVG.")],
     methods: Annotated[list[str] | None, typer.Option(help="Only these, by their titles.")] = None,
+    queries: Annotated[int, typer.Option(help="Of retrievals.", min=2)] = 4,
 ) -> None:
-    """Draw validation MAP@R over iterations of a results file."""
+    """Draw validation MAP@R over iterations of a results file, or the images that are nearest to some queries."""
     with explained_errors():
-        document = results.load(file)
-        if "curves" not in document:
-            raise ValueError("plot is of comparisons, and this file is of something else")
         if output.suffix not in (".png", ".svg"):
             raise ValueError(f"the picture should be a .png or .svg, but it is {output}")
-        plot_curves(results.only(document, methods) if methods else document, output)
+        found = retrievals.load(file)
+        if found is not None:
+            plot_retrievals(retrievals.only(found, methods) if methods else found, output, queries)
+        else:
+            document = results.load(file)
+            if "curves" not in document:
+                raise ValueError("plot is of comparisons and of their retrievals, and this file is of something else")
+            plot_curves(results.only(document, methods) if methods else document, output)
     console.print(f"Written: {output}", highlight=False)
 
 
 @app.command("report")
 def make_report(
-    files: Annotated[list[Path], typer.Argument(help="Results files, and class_tree.json of a comparison.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Results files, and class_tree.json and retrievals.json of a comparison.")
+    ],
     output: Annotated[Path, typer.Option(help="The page, and the same as Markdown beside it.")] = Path("runs/report.html"),
 ) -> None:
-    """Make one page of results files that opens offline: ranking, curves, cost, and an explorer of a trained class tree."""
+    """Make one page that opens offline: ranking, curves, cost, retrievals, a map, and an explorer of a trained class tree.
+
+    `compare` ends with it.
+    """
     with explained_errors():
         try:
-            from ..report import page
+            from ..report.writing import write_report
         except ImportError as error:
             raise ValueError(f'report needs {error.name}: pip install ".[benchmarks]"') from error
-        documents, trees = page.read(files)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page.html(documents, trees), encoding="utf-8")
-        output.with_suffix(".md").write_text(page.markdown(documents), encoding="utf-8")
+        write_report(files, output)
     console.print(f"Written: {output}, {output.with_suffix('.md')}", highlight=False)

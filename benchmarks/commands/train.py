@@ -53,6 +53,7 @@ def compare(
     seeds: Seeds = None,
     tuned: Tuned = False,
     study: StudyFile = STUDY,
+    report: Annotated[bool, typer.Option(help="End with the page of results, retrievals and a map.")] = True,
 ) -> None:
     """Train methods through PML's trainer, test them on unseen classes, and print, plot and save how they compare.
 
@@ -63,12 +64,16 @@ def compare(
     with explained_errors():
         settings = tuned_settings(study) if tuned else None
         contenders = [parse_contender(name, settings) for name in methods or settings or METHODS]
-        document = run(contenders, seeds or list(range(5 if tuned else 3)), options, options.plan(), options.output)
+        document = run(
+            contenders, seeds or list(range(5 if tuned else 3)), options, options.plan(), options.output, report=report
+        )
     if document is None:
         return
     console.print(rich_table(document))
     files = ", ".join(sorted(path.name for path in options.output.iterdir()))
     console.print(f"Results, plots and records are in {options.output}/: {files}")
+    if report:
+        console.print(f"Open {(options.output / 'report.html').resolve().as_uri()}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -146,7 +151,13 @@ def tune(
 
 
 def run(
-    contenders: list[Contender], seeds: list[int], options: TrainingOptions, plan: Plan, output: Path
+    contenders: list[Contender],
+    seeds: list[int],
+    options: TrainingOptions,
+    plan: Plan,
+    output: Path,
+    *,
+    report: bool = False,
 ) -> dict[str, Any] | None:
     """Trains, and returns the results file (None in all processes but the first); what does not fit shows now."""
     if options.jobs > 1 and number_of_processes() > 1:
@@ -157,6 +168,8 @@ def run(
     output.mkdir(parents=True, exist_ok=True)
     outcome = results.Results(output / "results.json", plan, splits.describe())
     comparing.compare(contenders, seeds, plan, splits, outcome, options.jobs, console)
+    if report and is_first():
+        comparing.report(splits, outcome, console)
     return outcome.document if is_first() else None
 
 

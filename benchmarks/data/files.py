@@ -49,10 +49,9 @@ class ImageFiles(Dataset[tuple[torch.Tensor, int]], Images):
         """See `Images`."""
         return ImageFiles(self.paths, self.labels, self.size, is_training=False)
 
-    def pictures_of(self, label: int, most: int = 1) -> list[torch.Tensor]:
+    def picture(self, index: int) -> torch.Tensor:
         """See `Images`."""
-        places = (self.labels == label).nonzero().flatten()[:most].tolist()
-        return [to_tensor(self._crop(place, middle_crop)) for place in places]
+        return to_tensor(self._crop(index, middle_crop))
 
     def _crop(self, index: int, crop: Crop) -> Image.Image:
         with Image.open(self.paths[index]) as image:

@@ -34,8 +34,12 @@ class Images(Protocol):
     def evaluation(self) -> Any:
         """The same images as an evaluation sees them."""
 
+    def picture(self, index: int) -> torch.Tensor:
+        """An image to look at, in 0..1: (channels, height, width)."""
+
     def pictures_of(self, label: int, most: int = 1) -> list[torch.Tensor]:
-        """The first images of a class, at most so many, in 0..1: (channels, height, width) each."""
+        """The first images of a class, at most so many."""
+        return [self.picture(index) for index in (self.labels == label).nonzero().flatten()[:most].tolist()]
 
 
 class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
@@ -68,9 +72,9 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]], Images):
         """Themselves: the network changes them in training, a batch at a time."""
         return self
 
-    def pictures_of(self, label: int, most: int = 1) -> list[torch.Tensor]:
+    def picture(self, index: int) -> torch.Tensor:
         """See `Images`."""
-        return list(self.images[(self.labels == label).nonzero().flatten()[:most]] / 255)
+        return self.images[index] / 255
 
 
 @dataclass(frozen=True)

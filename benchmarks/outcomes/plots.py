@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from pml_htl import ClassTree
 from pml_htl.plots import plot_tree
@@ -70,3 +75,46 @@ def plot_class_tree(tree: ClassTree, data: Splits, model: str, path: Path) -> No
     assert isinstance(figure, Figure)  # `plot_tree` has made it
     figure.savefig(path, dpi=140)
     plt.close(figure)
+
+
+def plot_retrievals(document: dict[str, Any], path: Path, queries: int) -> None:
+    """The images nearest to some queries, a row for each method; frames of two colours and marks tell right from wrong.
+
+    Half of the queries are of the worst, half of those at random; `document` is that of `report/retrievals.py`.
+    """
+    by_kind = [[query for query in document["queries"] if query["kind"] == kind] for kind in ("worst", "random")]
+    chosen = [query for found in by_kind for query in found[: queries // 2]]
+    methods = document["methods"]
+    count = max(len(found) for query in chosen for found in query["neighbors"].values())
+    rows = -(-len(chosen) // 2)
+    size = 12, rows * (0.41 * len(methods) + 0.45)  # inches; two queries side by side, fifteen pictures wide each
+    figure, axes = plt.subplots(rows, 2, figsize=size, layout="constrained", squeeze=False, facecolor="white")
+    for ax, query in zip(axes.flat, chosen, strict=False):
+        ax.set(xlim=(-4.9, count), ylim=(len(methods) - 0.45, -0.55), aspect="equal")
+        ax.axis("off")
+        kind = "one of the worst queries" if query["kind"] == "worst" else "a query at random"
+        ax.set_title(kind, loc="left", fontsize=10, color="#444444")
+        draw_picture(ax, document, query["picture"], -4.4, (len(methods) - 1) / 2, 0.9, "#444444", "-")
+        for row, method in enumerate(methods):
+            ax.text(-0.7, row, method, ha="right", va="center", fontsize=9)
+            for place, (picture, is_right) in enumerate(query["neighbors"][method]):
+                color, line = ("#0072B2", "-") if is_right else ("#D55E00", ":")
+                draw_picture(ax, document, picture, place, row, 0.8, color, line)
+                if not is_right:
+                    ax.plot([place - 0.4, place + 0.4], [row + 0.4, row - 0.4], color=color, linewidth=1.2)
+    for ax in list(axes.flat)[len(chosen) :]:
+        ax.axis("off")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw_picture(
+    ax: Axes, document: dict[str, Any], place: int, x: float, y: float, size: float, color: str, line: str
+) -> None:
+    """A picture of the document around a point, in a frame."""
+    uri = document["pictures"][place][0]
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    half = size / 2
+    ax.imshow(pixels, extent=(x - half, x + half, y + half, y - half))
+    ax.add_patch(Rectangle((x - half, y - half), size, size, fill=False, edgecolor=color, linestyle=line, linewidth=2))

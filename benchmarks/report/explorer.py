@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pml_htl import ClassTree, DynamicMarginMiner
 
 from ..data import Splits
+from .thumbnails import thumbnail
 
 NEIGHBORS = 8
-THUMBNAIL = 32  # pixels
+PAIRS = 30
 MOST_THUMBNAILS = 3_000  # a page has to stay small
-KEYS = ("title", "data", "names", "thumbnails", "spreads", "average_spread", "thresholds", "merges", "nearest")
+KEYS = ("title", "data", "names", "thumbnails", "spreads", "average_spread", "thresholds", "merges", "nearest", "pairs")
 
 
 def explorer_document(tree: ClassTree, miner: DynamicMarginMiner, data: Splits, title: str) -> dict[str, Any]:
-    """The tree of `data.train` as plain numbers; `nearest` holds for each class of its neighbours (position, squared
-    distance at which they merge, level, margin)."""
+    """The tree of `data.train` as plain numbers.
+
+    `nearest` holds for each class of its neighbours (position, squared distance at which they merge, level, margin), and
+    `pairs` the classes that are told apart least (two positions, ratio, distance, level).
+    """
     tree = tree.cpu()
     labels = tree.part("labels")
     near = tree.neighbors(labels, min(NEIGHBORS, tree.part("nearest_classes").shape[1]))  # (C, k)
@@ -35,6 +34,9 @@ def explorer_document(tree: ClassTree, miner: DynamicMarginMiner, data: Splits, 
         tree.merge_levels(anchors, near),
         miner.margins(anchors, near),
     ]
+    pairs = np.asarray(tree.confusable(PAIRS))
+    places = [np.searchsorted(labels.numpy(), pairs[name]).tolist() for name in ("label_a", "label_b")]
+    numbers = [np.round(pairs[name], 4).tolist() for name in ("ratio", "distance", "level")]
     some = labels[:MOST_THUMBNAILS].tolist()
     return {
         "title": title,
@@ -46,28 +48,13 @@ def explorer_document(tree: ClassTree, miner: DynamicMarginMiner, data: Splits, 
         "thresholds": rounded(tree.part("thresholds")),
         "merges": rounded(torch.from_numpy(tree.to_scipy_linkage())),
         "nearest": [[rounded(column[row]) for column in columns] for row in range(len(labels))],
+        "pairs": list(zip(*places, *numbers, strict=True)),
     }
 
 
 def rounded(values: torch.Tensor) -> Any:
     """As lists, with four digits."""
     return np.round(values.double().numpy(), 4).tolist()
-
-
-def thumbnail(image: torch.Tensor, size: int = THUMBNAIL) -> str:
-    """A small PNG of an image (channels, height, width) in 0..1, as a data URI."""
-    pixels = (image.clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    picture.thumbnail((size, size))
-    if picture.mode == "L":
-        picture = picture.quantize(8)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def save_explorer(document: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def validate(document: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from markupsafe import Markup
 
 from ..methods.contenders import BASELINE
 from ..outcomes import intervals, results, tables, timings
-from . import charts, explorer
+from . import charts, explorer, retrievals
 from .rendering import rendered
 
 # The two halves of HTL, alone and together: margins by rows, samplers by columns.
@@ -22,34 +23,72 @@ TWO_BY_TWO = [
 REACHED = "triplet"  # whose final accuracy the others are timed to
 
 
-def read(paths: list[Path]) -> tuple[list[tuple[str, dict[str, Any]]], list[dict[str, Any]]]:
-    """Results files with their names, and the class trees among the files.
+@dataclass(frozen=True)
+class Files:
+    """What a report is made of."""
+
+    documents: list[tuple[str, dict[str, Any]]]  # results files with their names
+    trees: list[dict[str, Any]]  # see explorer.py
+    retrievals: list[dict[str, Any]]  # see retrievals.py
+
+
+def read(paths: list[Path]) -> Files:
+    """Results files, class trees and retrievals.
 
     Raises:
-        ValueError: a file is neither.
+        ValueError: a file is none of these.
     """
-    documents, trees = [], []
+    files = Files([], [], [])
     for path in paths:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is neither a results file nor a class tree: {error}") from error
+            raise ValueError(f"{path} is no results file, class tree or retrievals: {error}") from error
         if isinstance(content, dict) and "merges" in content:
             explorer.validate(content)
-            trees.append(content)
+            files.trees.append(content)
+        elif isinstance(content, dict) and "queries" in content:
+            retrievals.validate(content)
+            files.retrievals.append(content)
         else:
-            documents.append((path.stem, results.load(path)))
-    return documents, trees
+            files.documents.append((path.stem, results.load(path)))
+    return files
 
 
-def html(documents: list[tuple[str, dict[str, Any]]], trees: list[dict[str, Any]]) -> str:
+def html(files: Files) -> str:
     """The page; everything that it needs is in it."""
     return rendered(
         "page.html",
-        sections=[section(name, document) for name, document in documents],
-        # "<" would end the script early
-        trees=[Markup(json.dumps(tree, ensure_ascii=False).replace("<", "\\u003c")) for tree in trees],
+        sections=[section(name, document) for name, document in files.documents],
+        trees=[in_script(tree) for tree in files.trees],
+        retrievals=[(gallery(document), in_script(document)) for document in files.retrievals],
     )
+
+
+def in_script(document: dict[str, Any]) -> Markup:
+    """As JSON in a script; "<" would end it early."""
+    return Markup(json.dumps(document, ensure_ascii=False).replace("<", "\\u003c"))
+
+
+def gallery(document: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of retrievals, query by query; pictures by their places, as the script puts them in."""
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for query in document["queries"]:
+        rows = []
+        for method in document["methods"]:
+            neighbors = [
+                {"picture": place, "right": bool(right), "name": document["pictures"][place][1]}
+                for place, right in query["neighbors"][method]
+            ]
+            rows.append((method, sum(neighbor["right"] for neighbor in neighbors), neighbors))
+        name = document["pictures"][query["picture"]][1]
+        fewest, most = min(right for _, right, _ in rows), max(right for _, right, _ in rows)
+        right = f"{fewest} right" if fewest == most else f"{fewest} to {most} right"
+        kinds.setdefault(query["kind"], []).append(
+            {"picture": query["picture"], "name": name, "right": f"{right} of {len(rows[0][2])}", "rows": rows}
+        )
+    count = max(len(neighbors) for queries in kinds.values() for query in queries for _, _, neighbors in query["rows"])
+    return {"title": f"{document['data']}, {document['title']}", "queries": list(kinds.items()), "neighbors": count}
 
 
 def section(name: str, document: dict[str, Any]) -> dict[str, Any]:
@@ -151,10 +190,10 @@ def metadata(document: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in shown.items() if value]
 
 
-def markdown(documents: list[tuple[str, dict[str, Any]]]) -> str:
+def markdown(files: Files) -> str:
     """The tables and words of the page."""
     parts = []
-    for name, document in documents:
+    for name, document in files.documents:
         shown = section(name, document) if "runs" in document else {"words": [], "two_by_two": [], "times": []}
         parts += [f"## {name}\n", tables.markdown_table(document)]
         parts += [f"- {sentence}" for sentence in shown["words"]] + [""] * bool(shown["words"])

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..data import Images
-from .explorer import thumbnail
 from .rendering import rendered
+from .thumbnails import thumbnail
 
 PICTURES = 6  # of each class
 SIZE = 96  # pixels; smaller images stay as they are

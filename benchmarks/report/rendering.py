@@ -14,5 +14,8 @@ def rendered(template: str, **content: Any) -> str:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shared = {name: Markup(loader.get_source(environment, f"page.{name}")[0]) for name in ("css", "js")}
-    return environment.get_template(template).render(**content, **shared)
+
+    def source(*names: str) -> Markup:
+        return Markup("\n".join(loader.get_source(environment, name)[0] for name in names))
+
+    return environment.get_template(template).render(**content, css=source("page.css"), js=source("page.js", "map.js"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_metric_learning.testers import GlobalEmbeddingSpaceTester
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
@@ -74,6 +76,12 @@ def make_tester(hooks: HookContainer, data: Splits, workers: int, device: torch.
         end_of_testing_hook=hooks.end_of_testing_hook,
         accuracy_calculator=RecallCalculator(data.recall_at, include=names, device=device),
     )
+
+
+def save_embeddings(tester: Any, folder: Path) -> None:
+    """An end-of-testing hook: keeps the embeddings of each split that was tested in SPLIT_embeddings.npy, (N, D) float16."""
+    for split, (embeddings, _) in tester.embeddings_and_labels.items():
+        np.save(folder / f"{split}_embeddings.npy", embeddings.cpu().numpy().astype(np.float16))
 
 
 def accuracies_of(found: dict[str, float]) -> dict[str, Any]:

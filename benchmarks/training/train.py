@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from pml_htl import ClassTree, TreeRefresh
 from pml_htl.checkpoint import CheckpointHook
 from pml_htl.refreshing.trainers import without_ddp
 
+from ..common.progress import News
 from ..common.ranks import is_first, number_of_processes, own_rank, shared_loss, shared_miner, shared_model, wait_for_all
 from ..data import Splits
 from ..methods.contenders import Contender
 from ..methods.method import Task
-from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, test_splits
+from .evaluation import BATCH_SIZE, PRIMARY_METRIC, accuracies_of, make_tester, save_embeddings, test_splits
 from .nearness import NearnessOfRefreshes
 from .networks import make_network
+from .reporting import Reporter
 from .resuming import MadeWith, RunFiles, checkpoint_of, made_with
 
 SCHEDULES = ("constant", "cosine")
@@ -150,11 +153,22 @@ class InPrecision(torch.nn.Module):
             return self.network(inputs).float()
 
 
-def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Path, *, test: bool = True) -> Outcome | None:
+def train(
+    contender: Contender,
+    seed: int,
+    plan: Plan,
+    data: Splits,
+    folder: Path,
+    *,
+    test: bool = True,
+    keep_embeddings: bool = False,
+    tell: Callable[[News], None] = lambda news: None,
+) -> Outcome | None:
     """Trains on `data.train`, chooses the epoch on `data.val`, and tests it on `data.test` unless told not to.
 
     Records, TensorBoard files and models go to `folder`, which is emptied first, unless there is a checkpoint of this very
     training, which is then gone on with. The same seed gives the same outcome, also of a training that was killed.
+    With `keep_embeddings` those of the test are there as well, see `evaluation.save_embeddings`. `tell` hears how far it is.
 
     Under torchrun all processes train one model (without checkpoints), and the first tests it; for the others, None.
     """
@@ -194,6 +208,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         stateful["refresh"] = refresh
     hooks: Any = None  # PML's, which have no types; of the first process alone, as is the tester
     test_and_save = None
+    reporter = Reporter(title_with_seed(contender, seed), tell)
     if first:
         hooks = make_hooks(folder)
         tester = make_tester(hooks, data, plan.workers, device)
@@ -208,6 +223,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         if test_and_save is not None:
             with without_ddp(trainer.models), without_ddp(trainer.loss_funcs):
                 test_and_save(trainer)
+            reporter.evaluated(trainer, hooks.get_best_epoch_and_accuracy(tester, "val")[1])
         wait_for_all()
 
     checkpoint = None
@@ -227,7 +243,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         data_device=device,
         dataloader_num_workers=plan.workers,
         freeze_trunk_batchnorm=plan.freeze_batch_norm,
-        end_of_iteration_hook=hooks.end_of_iteration_hook if first else None,
+        end_of_iteration_hook=one_after_another(hooks.end_of_iteration_hook, reporter.end_of_iteration) if first else None,
         end_of_epoch_hook=stopwatch.pausing(end_of_epoch if checkpoint is None else checkpoint),
     )
     start_epoch = 1
@@ -238,7 +254,7 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         warnings.warn(f"{error}. This training begins anew", stacklevel=2)
         close_records(hooks)
         shutil.rmtree(folder)
-        return train(contender, seed, plan, data, folder, test=test)
+        return train(contender, seed, plan, data, folder, test=test, keep_embeddings=keep_embeddings, tell=tell)
     trainer.train(start_epoch, plan.num_epochs)
     if not first:
         return None
@@ -253,6 +269,10 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
     accuracies = {"validation": validation}
     if test:
         images, looked_up_in = test_splits(data)
+        if keep_embeddings:
+            tester.end_of_testing_hook = one_after_another(
+                tester.end_of_testing_hook, partial(save_embeddings, folder=folder)
+            )
         found = tester.test(images, best_epoch, trunk, embedder, splits_to_eval=looked_up_in)["test"]
         accuracies["test"] = accuracies_of(found)
     close_records(hooks)
@@ -273,6 +293,21 @@ def train(contender: Contender, seed: int, plan: Plan, data: Splits, folder: Pat
         tree=parts.tree,
         nearness=nearness.found,
     )
+
+
+def title_with_seed(contender: Contender, seed: int) -> str:
+    """How a training is called."""
+    return f"{contender.title}, seed {seed}"
+
+
+def one_after_another(*hooks: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook that calls these."""
+
+    def all_of_them(caller: Any) -> None:
+        for hook in hooks:
+            hook(caller)
+
+    return all_of_them
 
 
 def make_hooks(folder: Path) -> HookContainer:

@@ -30,6 +30,10 @@ function explore(section, tree) {
   const images = tree.thumbnails.map(() => null);
   let chosen = -1, first = 0, shown = count, dragged = null;
 
+  const pairs = section.querySelector(".confusable tbody");
+  const rows = tree.pairs.map(([a, b, ratio, distance, level]) => element("tr", element("td", chooser(a)), element("td", chooser(b)),
+    ...[ratio.toFixed(2), distance.toFixed(3), String(level)].map((text) => element("td", text))));
+  pairs.append(...rows);
   section.querySelector(".about").textContent =
     `${tree.title}, ${tree.data}: ${count} classes, average spread ${tree.average_spread.toFixed(3)} (squared distance)`;
 
@@ -151,12 +155,9 @@ function explore(section, tree) {
     const title = element("h3", ...picture(leaf), element("span", tree.names[leaf]));
     const body = element("tbody");
     near.forEach((other, row) => {
-      const button = element("button", ...picture(other), element("span", tree.names[other]));
-      button.type = "button";
-      button.addEventListener("click", () => choose(other, true));
-      body.append(element("tr", element("td", button), ...[distances[row].toFixed(3), levels[row], margins[row].toFixed(3)].map((v) => element("td", String(v)))));
+      body.append(element("tr", element("td", chooser(other), ...pairLink(leaf, other)), ...[distances[row].toFixed(3), levels[row], margins[row].toFixed(3)].map((v) => element("td", String(v)))));
     });
-    const heads = ["nearest classes", "merge at", "level", "margin"].map((head) => element("th", head));
+    const heads = ["nearest", "merge at", "level", "margin"].map((head) => element("th", head));
     card.append(title, element("p", `spread ${tree.spreads[leaf].toFixed(3)}`), element("table", element("thead", element("tr", ...heads)), body));
     if (bring) view(place[leaf] + 0.5 - Math.min(shown, 30) / 2, Math.min(shown, 30));
     else draw();
@@ -168,6 +169,26 @@ function explore(section, tree) {
     found.src = tree.thumbnails[leaf];
     found.alt = "";
     return [found];
+  }
+
+  function chooser(leaf) {  // a button that shows a class in the tree
+    const button = element("button", ...picture(leaf), element("span", tree.names[leaf]));
+    button.type = "button";
+    button.addEventListener("click", () => {
+      choose(leaf, true);
+      if (pairs.contains(button)) canvas.focus();  // which brings the tree into view
+    });
+    return button;
+  }
+
+  function pairLink(leaf, other) {  // to the row of two classes among those told apart least
+    const row = tree.pairs.findIndex(([a, b]) => (a === leaf && b === other) || (b === leaf && a === other));
+    if (row < 0) return [];
+    const button = element("button", `pair ${row + 1}`);
+    button.type = "button";
+    button.className = "pair";
+    button.addEventListener("click", () => rows[row].querySelector("button").focus());
+    return [button];
   }
 
   function element(name, ...children) {
