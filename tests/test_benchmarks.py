@@ -385,13 +385,16 @@ def test_what_the_readme_says_of_the_tuned_results():
         ("triplet-sampling", "triplet"), ("ntxent-sampling", "ntxent"),
         ("multi-similarity-sampling", "multi-similarity"), ("htl", "htl-margin"),
     ):  # fmt: skip
-        assert (values[sampled] > values[alone]).all()
+        gain = intervals.interval(values[sampled] - values[alone])
+        assert gain.excludes_zero and gain.mean > 0.015
     assert behind["htl-constant"].mean > -0.005  # the tree's margin does not pay
-    assert (values["triplet"] < values["htl-paper"]).all() and (values["htl-paper"] < values["triplet-sampling"]).all()
+    for ahead, back in (("htl-paper", "triplet"), ("triplet-sampling", "htl-paper")):
+        lead = intervals.interval(values[ahead] - values[back])
+        assert lead.excludes_zero and lead.mean > 0
     for level in ("arcface", "normalized-softmax", "soft-triple"):
         assert not behind[level].excludes_zero
     for title in ("triplet", "ntxent", "multi-similarity", "supcon", "circle", "proxy-anchor"):
-        assert (values[title] < values["htl"]).all() and behind[title].mean < -0.02
+        assert behind[title].excludes_zero and behind[title].mean < -0.02
     best = values.mean().sort_values(ascending=False)
     of_pml = [title for title in best.index if not title.startswith("htl") and not title.endswith("-sampling")]
     assert {*of_pml[:3]} == {"arcface", "normalized-softmax", "soft-triple"}
