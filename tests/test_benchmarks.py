@@ -22,7 +22,7 @@ from benchmarks.data.splits import LabelledImages
 from benchmarks.methods.by_name import ClassMethod
 from benchmarks.methods.contenders import METHODS, NTXent, parse_contender
 from benchmarks.methods.method import Task
-from benchmarks.outcomes import intervals, results, study, tables
+from benchmarks.outcomes import intervals, results, study, tables, twins
 from benchmarks.training.networks import Augment, make_network
 from benchmarks.training.precision import fast_precision
 from benchmarks.training.train import Plan, make_optimizers, make_schedulers, train
@@ -398,6 +398,22 @@ def test_what_the_readme_says_of_the_tuned_results():
     best = values.mean().sort_values(ascending=False)
     of_pml = [title for title in best.index if not title.startswith("htl") and not title.endswith("-sampling")]
     assert {*of_pml[:3]} == {"arcface", "normalized-softmax", "soft-triple"}
+
+
+def test_what_the_readme_says_of_twins():
+    """Means over the seeds of the recall of split classes, at the iterations and precisions that it names."""
+    document = results.load(RESULTS / "twins.json")
+    num_twins = twins.twins_of(document)
+    assert num_twins == 56
+
+    def recall(title, iterations, precision):
+        curves = [dict(c["nearness"]["twins"]) for c in document["curves"] if results.title_of(c) == title]
+        assert len(curves) == 3
+        return sum(twins.recall_at(precision, curve[iterations], num_twins) for curve in curves) / 3
+
+    assert recall("htl", 300, 0.5) > 0.94 and recall("htl", 2000, 0.5) > 0.98 and recall("htl-margin", 2000, 0.5) > 0.98
+    assert recall("htl", 2000, 0.7) > 0.89 > 0.8 > recall("htl-margin", 2000, 0.7)
+    assert 0.2 < recall("htl", 2000, 0.9) < 0.3
 
 
 def test_broken_results_are_named():
