@@ -265,7 +265,7 @@ def models():
 
 @row("devices without float64: MPS, many Intel GPUs", "works")
 def without_float64(poor_device):
-    test_devices.test_the_loss(poor_device, "sums", 2, False)
+    test_devices.test_the_loss(poor_device, "sums", 2)
     test_devices.test_a_tree_that_moves_there_keeps_every_digit(poor_device, False)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..common.ranks import is_first, number_of_processes
+from ..common.ranks import is_first, number_of_processes, wait_for_all
 from ..comparison import compare as comparing
 from ..data import Splits, capped, fewer_classes, load, with_noise
 from ..methods.ablations import ABLATIONS
@@ -170,6 +170,7 @@ def run(
     comparing.compare(contenders, seeds, plan, splits, outcome, options.jobs, console)
     if report and is_first():
         comparing.report(splits, outcome, console)
+    wait_for_all()  # torchrun ends the first process if another has ended with an error meanwhile
     return outcome.document if is_first() else None
 
 

@@ -26,6 +26,7 @@ from .statistics import ClassStatistics
 
 FIT = "the fit of the class tree"
 ADVICE = f"{SAME_LABELS} (for a validation loss on other classes, put the loss into eval mode)"
+BITS = {torch.float64: torch.int64, torch.float32: torch.int32}  # of the types that a tree has
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -514,8 +515,10 @@ class ClassTree(torch.nn.Module):
             if home != device:
                 buffers[name] = buffer.to(home)
                 continue
-            moved = fn(buffer)
-            buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
+            # As integers, which `half()` and `double()` leave alone: a device may lack the type.
+            bits = buffer.view(BITS[buffer.dtype]) if buffer.is_floating_point() else buffer
+            moved = fn(bits)
+            buffers[name] = moved.view(buffer.dtype) if moved.dtype == bits.dtype else buffer.to(moved.device)
         self.__dict__.update(_buffers=buffers, _copies=_Unrecorded())
         return self
 
