@@ -20,7 +20,6 @@ from .refreshing.embedding import (
     Sample,
     collect_statistics,
     embed_sample,
-    evenly_spaced,
     inputs_and_labels,
     make_loader,
     share_of,
@@ -28,6 +27,7 @@ from .refreshing.embedding import (
 )
 from .refreshing.progress import with_progress
 from .refreshing.streaming import LossWatch
+from .refreshing.tensorboard import TensorBoard
 from .refreshing.trainers import (
     check_watched,
     compare_classes,
@@ -44,7 +44,6 @@ from .tree import ClassStatistics, ClassTree
 
 MODES = ("full", "streaming")
 BATCH_SIZE = 256
-MOST_IN_TENSORBOARD = 1000  # samples
 BATCH_SIZES = {"cpu": 64}  # the activations of more do not stay in the cache
 
 
@@ -169,21 +168,9 @@ class TreeRefresh:
         self.batch_size = _optional_integer(1, "batch_size", batch_size)
         self.num_workers = _optional_integer(0, "num_workers", num_workers)
         self.group = group
-        self.tensorboard_writer = tensorboard_writer
-        if tensorboard_writer is not None:
-            from . import plots
-
-            plots.require_matplotlib()
-            if not all(hasattr(tensorboard_writer, name) for name in ("add_figure", "add_text", "add_embedding")):
-                raise TypeError(f"tensorboard_writer must be a SummaryWriter, but it is {tensorboard_writer!r}")
-        self.tensorboard_sample = tensorboard_sample
-        if tensorboard_sample is not None:
-            if tensorboard_writer is None:
-                raise ValueError("tensorboard_sample goes to TensorBoard's projector: give a tensorboard_writer as well")
-            if not hasattr(tensorboard_sample, "__getitem__") or not hasattr(tensorboard_sample, "__len__"):
-                raise TypeError(f"tensorboard_sample must be a data set with a length, but it is {tensorboard_sample!r}")
-            if len(tensorboard_sample) == 0:
-                raise ValueError("tensorboard_sample is empty; give a data set of validation, say")
+        if tensorboard_sample is not None and tensorboard_writer is None:
+            raise ValueError("tensorboard_sample goes to TensorBoard's projector: give a tensorboard_writer as well")
+        self.tensorboard = None if tensorboard_writer is None else TensorBoard(tensorboard_writer, tensorboard_sample)
         self.watch = self._watch(mode, loss, forget)
         self.then = then
         self.then_each_iteration = then_each_iteration
@@ -252,7 +239,7 @@ class TreeRefresh:
             collate_fn: of the loader.
         """
         ranks, start = Ranks(self.group), time.perf_counter()
-        if self.watch is None or self.tensorboard_sample is not None:
+        if self.watch is None or (self.tensorboard is not None and self.tensorboard.sample is not None):
             with ranks.together(REFRESH):
                 if model is None:
                     raise ValueError(
@@ -288,11 +275,12 @@ class TreeRefresh:
                 self._compare_given_labels(statistics)
         self._fit(statistics, device, ranks, start)
 
-        def sample() -> Sample:
+        def embed(sample: Dataset[Any]) -> Sample:
             assert model is not None  # see above
-            return embed_sample([model], model, batches(self._sample_loader(device, collate_fn)))
+            return embed_sample([model], model, batches(make_loader(sample, self._batch_size(device), 0, collate_fn)))
 
-        self._draw(self.num_refreshes - 1, ranks, sample)
+        if self.tensorboard is not None:
+            self.tensorboard.add(self.tree, self.num_refreshes - 1, ranks, embed)
 
     def state_dict(self) -> dict[str, Any]:
         """Counts, and with `mode="streaming"` the statistics of all batches so far. The tree has its own `state_dict`."""
@@ -342,13 +330,14 @@ class TreeRefresh:
             # Its iterator holds batches of the old tree, ready made by its workers, which end when it goes.
             trainer.dataloader_iter = anew(trainer.dataloader)
 
-        def sample() -> Sample:
-            loader = self._sample_loader(trainer.data_device, trainer.collate_fn)
+        def embed(sample: Dataset[Any]) -> Sample:
+            loader = make_loader(sample, self._batch_size(trainer.data_device), 0, trainer.collate_fn)
             with without_ddp(trainer.models):
                 models = list(trainer.models.values())
                 return embed_sample(models, trainer.compute_embeddings, first_stream_and_labels(trainer, loader))
 
-        self._draw(step, ranks, sample)
+        if self.tensorboard is not None:
+            self.tensorboard.add(self.tree, step, ranks, embed)
 
     def _embedded(self, trainer: Any, ranks: Ranks) -> ClassStatistics:
         """The statistics of the data set, embedded as the trainer does."""
@@ -411,21 +400,6 @@ class TreeRefresh:
         if self.samples_per_class is not None:
             raise ValueError('samples_per_class is of the pass over the data set, which mode="streaming" does without')
         return LossWatch(loss, torch.from_numpy(self.labels), forget)
-
-    def _draw(self, step: int, ranks: Ranks, sample: Callable[[], Sample]) -> None:
-        """Adds the tree, and the sample as the first process embeds it, to TensorBoard."""
-        if self.tensorboard_writer is None:
-            return
-        from . import plots
-
-        plots.add_to_tensorboard(self.tree, self.tensorboard_writer, step)
-        if self.tensorboard_sample is not None and ranks.rank == 0:
-            plots.add_sample_to_tensorboard(*sample(), self.tensorboard_writer, step)
-
-    def _sample_loader(self, device: torch.device | str, collate_fn: Callable[..., Any] | None) -> Iterable[Any]:
-        assert self.tensorboard_sample is not None  # see `_draw`
-        sample = evenly_spaced(self.tensorboard_sample, MOST_IN_TENSORBOARD)
-        return make_loader(sample, self._batch_size(device), 0, collate_fn)
 
     def _compare_given_labels(self, statistics: ClassStatistics) -> None:
         """In a plain loop: the labels given are all there is to compare with."""
