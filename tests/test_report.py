@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -224,6 +226,27 @@ def test_a_map_of_little():
         found = retrievals.map_of(embeddings, torch.tensor(labels))
         assert np.shape(found["points"]["PCA"]) == (len(labels), 2) and len(found["nodes"]) == len(found["thresholds"])
         assert len(found["nodes"]) == (17 if labels == [0, 0, 1] else 0)
+
+
+def test_a_map_by_umap_of_enough_images(monkeypatch):
+    """A stand-in for umap-learn, which compiles for a minute: it comes first, and of three images it would raise."""
+
+    class Umap:
+        def __init__(self, n_neighbors, random_state, n_jobs):
+            self.n_neighbors = n_neighbors
+
+        def fit_transform(self, points):
+            assert len(points) > self.n_neighbors
+            return points[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    points = np.random.default_rng(0).normal(size=(16, 4))
+    labels = torch.arange(16) // 2
+    found = retrievals.map_of(points, labels)["points"]
+    assert list(found) == ["UMAP", "PCA"] and np.shape(found["UMAP"]) == (16, 2)
+    assert list(retrievals.map_of(points[:15], labels[:15])["points"]) == ["PCA"]
+    monkeypatch.setitem(sys.modules, "umap", None)
+    assert list(retrievals.map_of(points, labels)["points"]) == ["PCA"]
 
 
 @pytest.fixture(scope="module")

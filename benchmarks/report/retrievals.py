@@ -23,6 +23,7 @@ CHUNK = 256  # queries whose distances to all images are in memory
 MOST_RELEVANT = 100  # images of its class that a query is judged by
 MAPPED = 1500  # images on the map
 MAPPED_PER_CLASS = 10
+UMAP_NEIGHBORS = 15  # its default; of three images it makes no map at all
 KEYS = ("title", "data", "methods", "pictures", "queries", "map")
 GRID = 1000  # coordinates of the map are 0 .. GRID
 
@@ -169,20 +170,23 @@ def map_of(embeddings: np.ndarray, labels: torch.Tensor) -> dict[str, Any]:
         tree = ClassTree().fit_embeddings(torch.from_numpy(points), labels)
         nodes, thresholds = tree.part("nodes").numpy(), tree.part("thresholds").numpy()
     return {
-        "points": {name: on_grid(project(points)) for name, project in projections().items()},
+        "points": {name: on_grid(project(points)) for name, project in projections(len(points)).items()},
         "nodes": [np.unique(column, return_inverse=True)[1].tolist() for column in nodes.T],
         "thresholds": np.round(thresholds, 4).tolist(),
     }
 
 
-def projections() -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """By name: PCA, and UMAP where it is installed."""
+def projections(num_points: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """By name: PCA, and UMAP where it is installed and there are more points than its neighbourhood has."""
     found: dict[str, Callable[[np.ndarray], np.ndarray]] = {"PCA": principal_components}
+    if num_points <= UMAP_NEIGHBORS:
+        return found
     try:
         from umap import UMAP
     except ImportError:
         return found
-    return {"UMAP": lambda points: UMAP(random_state=0, n_jobs=1).fit_transform(points), **found}
+    umap = UMAP(n_neighbors=UMAP_NEIGHBORS, random_state=0, n_jobs=1)
+    return {"UMAP": umap.fit_transform, **found}
 
 
 def principal_components(points: np.ndarray) -> np.ndarray:
