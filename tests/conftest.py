@@ -7,6 +7,8 @@ import pytest
 
 # The same examples every time, so that a red test is red again when it is run again.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=60)
+# The first of them, for a second time with other kernels.
+hypothesis.settings.register_profile("brief", derandomize=True, deadline=None, max_examples=15)
 # Others and more of them, for what holds only by luck of the examples: pytest --hypothesis-profile=wide --hypothesis-seed=1
 hypothesis.settings.register_profile("wide", deadline=None, max_examples=500, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
