@@ -11,6 +11,7 @@ import typer
 
 from pml_htl import ClassTree, TreeRefresh
 
+from ..common.printing import print_table
 from ..data import IN_FILES
 from ..outcomes.tables import narrow_table
 from ..training.networks import NETWORKS, make_network
@@ -81,5 +82,5 @@ def confusable(
         )
         for row in table
     ]
-    console.print(narrow_table(HEADS, rows, title))
+    print_table(console, narrow_table(HEADS, rows, title))
     console.print(f"The page with their images is {output}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..common.printing import print_table
 from ..common.ranks import is_first, number_of_processes, wait_for_all
 from ..comparison import compare as comparing
 from ..data import Splits, capped, fewer_classes, load, with_noise
@@ -69,7 +70,7 @@ def compare(
         )
     if document is None:
         return
-    console.print(rich_table(document))
+    print_table(console, rich_table(document))
     files = ", ".join(sorted(path.name for path in options.output.iterdir()))
     console.print(f"Results, plots and records are in {options.output}/: {files}")
     if report:
@@ -103,7 +104,7 @@ def ablate(
                 plan = replace(options.plan(), **changes)
                 document = run(contenders, seeds or [0, 1, 2], options, plan, folder)
                 if document is not None:
-                    console.print(rich_ablation_table(name, document))
+                    print_table(console, rich_ablation_table(name, document))
 
 
 @app.command()
@@ -146,7 +147,7 @@ def tune(
         studies = tuning.tune(first, trials, folds, plan, splits, output / "study.db", options.jobs, console)
         document = outcome_of_tuning(studies, results.describe_session(options.device))
         results.save(document, output / "study.json")
-    console.print(rich_table(document))
+    print_table(console, rich_table(document))
     console.print(f"The study is in {output}/study.db, its outcome in {output}/study.json")
 
 

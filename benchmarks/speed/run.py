@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from ..common.printing import print_table
 from ..outcomes import results, timings
 from .cases import cases
 from .measure import peak_memory, time_in_turns
@@ -33,6 +34,6 @@ def run(
         document["metadata"] = results.describe_session(device)
         timings.validate(document)
         results.save(document, output / "speed.json")
-    console.print(timings.rich_table(document))
+    print_table(console, timings.rich_table(document))
     timings.plot(document, output / "speed.png")
     console.print(f"Written: {output / 'speed.json'}, {output / 'speed.png'}", highlight=False)

@@ -16,6 +16,7 @@ from pml_htl import ClassStatistics, ClassTree, TreeRefresh
 from pml_htl.distributed import Ranks
 
 from ..common import ranks
+from ..common.printing import print_table
 from ..outcomes import results, timings
 from ..training.networks import conv_net
 from .cases import Case, Contender, class_statistics
@@ -50,7 +51,7 @@ def run(output: Path, console: Console) -> None:
         document["measurements"] = sorted([*kept, *found], key=lambda entry: list(SIZES).index(entry["part"]))
     timings.validate(document)
     results.save(document, output)
-    console.print(timings.rich_table(document))
+    print_table(console, timings.rich_table(document))
     console.print(f"Written: {output}", highlight=False)
 
 
