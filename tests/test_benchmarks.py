@@ -403,6 +403,19 @@ def test_what_the_readme_says_of_the_tuned_results():
     assert {*of_pml[:3]} == {"arcface", "normalized-softmax", "soft-triple"}
 
 
+def test_what_the_readme_says_of_noise():
+    """Our sampler's gain stays. Leaving out suspects is level with split classes, and costs with wrong labels."""
+    margin = "htl-constant"
+    for name, gain, (least, most) in (("noise", 0.064, (-0.005, 0.005)), ("noise-split", 0.060, (-0.005, 0.005)),
+                                      ("noise-wrong", 0.059, (-0.01, -0.003))):  # fmt: skip
+        values = intervals.test_values(results.load(RESULTS / f"{name}.json"))
+        found = intervals.interval(values[margin] - values[f"{margin}:sampling=per-class"])
+        assert found.mean == pytest.approx(gain, abs=0.0006) and found.excludes_zero
+        for sampling in ("neighbors-apart", "neighbors-distinct"):
+            change = intervals.interval(values[f"{margin}:sampling={sampling}"] - values[margin])
+            assert least < change.mean < most and change.excludes_zero == (name == "noise-wrong")
+
+
 def test_what_the_readme_says_of_twins():
     """Means over the seeds of the recall of split classes, at the iterations and precisions that it names."""
     document = results.load(RESULTS / "twins.json")

@@ -79,8 +79,9 @@ ABLATIONS: dict[str, Ablation] = {
         [f"htl-constant:sampling={sampling}" for sampling in (*SAMPLINGS, "neighbors-apart", "neighbors-distinct")],
         [{}, {"split_classes": 0.1}, {"wrong_labels": 0.05}],
         {
-            f"htl-constant:sampling={sampling}": f"htl-constant:sampling={SAMPLINGS[0]}"
-            for sampling in ("neighbors", "neighbors-apart", "neighbors-distinct")
+            "htl-constant:sampling=neighbors": "htl-constant:sampling=per-class",
+            "htl-constant:sampling=neighbors-apart": "htl-constant:sampling=neighbors",
+            "htl-constant:sampling=neighbors-distinct": "htl-constant:sampling=neighbors",
         },
     ),
     "anchors": Ablation(
