@@ -194,6 +194,8 @@ def test_all_methods_train_and_are_compared(tiny, tmp_path, capsys):
     summary = results.summarize(document)
     assert summary.map_at_r.is_monotonic_decreasing
     assert summary.seeds.tolist() == [1 + (title in twice) for title in summary.title]
+    fewer = ", ".join(f"{title}: 1" for title in summary.title if title not in twice)
+    assert f"mean of 2 seeds ({fewer}) ± half" in tables.caption(document)
     order = [out.rindex(f" {title} ") for title in summary.title if len(title) <= 20]  # longer ones stand in two lines
     assert order == sorted(order)  # the table on the screen is sorted by MAP@R
 

@@ -59,7 +59,9 @@ def caption(document: dict[str, Any]) -> str:
 def caption_of_trainings(document: dict[str, Any]) -> str:
     summary, data = summarize(document), document["metadata"]["data"]
     count = summary.seeds.max()
-    seeds = f"mean of {count} seeds ± half the width of its 95% confidence interval" if count > 1 else "one seed"
+    fewer = [f"{title}: {own}" for title, own in zip(summary.title, summary.seeds, strict=True) if own < count]
+    of = f"{count} seeds ({', '.join(fewer)})" if fewer else f"{count} seeds"
+    seeds = f"mean of {of} ± half the width of its 95% confidence interval" if count > 1 else "one seed"
     batch = document["metadata"]["plan"]["batch_size"]
     training = f"{summary.iterations[0]} iterations at batch size {batch}, {seeds}"
     classes = f"{data['name']}, {data['test_classes']} unseen classes"
