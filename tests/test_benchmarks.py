@@ -405,6 +405,24 @@ def test_what_the_readme_says_of_the_tuned_results():
     assert {*of_pml[:3]} == {"arcface", "normalized-softmax", "soft-triple"}
 
 
+def test_what_the_readme_says_of_kanji_and_hangul():
+    """The winners on glyphs, untouched: what sampling brings the triplet loss, the lead of htl, and that ArcFace's fail."""
+    winners = study.winners(results.load(RESULTS / "study.json"))
+    for name, gain, lead, arcface in (("kanji", 0.041, 0.089, (0.6, 0.75)), ("hangul", 0.226, 0.37, (0.0, 0.05))):
+        document = results.load(RESULTS / f"{name}.json")
+        assert all(run["settings"] == winners[run["method"]] for run in document["runs"])
+        assert document["metadata"]["plan"]["samples_per_class"] == 6
+        values = intervals.test_values(document)
+        assert len(values["htl"].dropna()) == len(values["triplet"].dropna()) == 3
+        for ahead, back, expected in (
+            ("triplet-sampling", "triplet", gain), ("htl", "triplet", lead), ("htl", "triplet-sampling", None),
+        ):  # fmt: skip
+            found = intervals.interval(values[ahead] - values[back])
+            assert found.excludes_zero and found.mean > 0
+            assert expected is None or found.mean == pytest.approx(expected, abs=0.001)
+        assert values["arcface"].dropna().between(*arcface).all()
+
+
 def test_what_the_readme_says_of_noise():
     """Our sampler's gain stays. Leaving out suspects is level with split classes, and costs with wrong labels."""
     margin = "htl-constant"
