@@ -83,7 +83,8 @@ def test_a_comparison_with_noise_tells_how_twins_are_found(monkeypatch, tmp_path
     monkeypatch.setitem(data.IN_MEMORY, "made", make_splits)
     arguments = ["--data", "made", "--iterations", 4, "--epoch-iterations", 2, "--batch-size", 32, "--embedding-size", 8]
     arguments += ["--methods", "htl", "triplet", "--seeds", 0, 1, "--split-classes", 0.1, "--output", tmp_path]
-    assert run_cli("compare", *arguments) == 0
+    # Of images of a few pixels, torch's bf16 convolutions give gradients of NaN where the processor has AMX.
+    assert run_cli("compare", *arguments, "--precision", "fp32") == 0
     document = results.load(tmp_path / "results.json")
     assert document["metadata"]["plan"]["split_classes"] == 0.1 and twins_of(document) == 2
     capsys.readouterr()
