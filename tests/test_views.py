@@ -92,6 +92,19 @@ def test_what_sampling_brings(files, capsys):
     assert lines[3][1] == f"+22.0 ± {half:.1f}" and lines[3][2].startswith("+0.0 ± ") and lines[2][2] == "-"
 
 
+def test_methods_on_several_sets(files, tmp_path, capsys):
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps(made({"triplet": [0.5], "ntxent": [0.75, 0.85], "htl": [0.6, 0.7]}, "kanji")))
+    assert run_cli("table", "--view", "sets", files["near.json"], fewer) == 0
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()[:7]]
+    assert lines[0][1:] == [f"{name}, 1,000 classes, 6 samples, 2,000 iterations, 2 seeds" for name in ("hangul", "kanji")]
+    # Those in both files first, each part in the order of the means; less htl seed by seed; a mean of fewer seeds says so.
+    assert [line[0] for line in lines[2:]] == ["htl", "triplet", "ntxent", "triplet-sampling", "htl-margin"]
+    assert lines[2][1:] == ["65.0", "65.0"] and lines[3][1:] == ["55.0 (-10.0 ± 0.0)", "50.0, of 1"]
+    half = stats.t.ppf(0.975, 1) * np.std([10, 14], ddof=1) / np.sqrt(2)
+    assert lines[4][1:] == ["-", "80.0 (+15.0 ± 0.0)"] and lines[5][1:] == [f"77.0 (+12.0 ± {half:.1f})", "-"]
+
+
 def test_whether_the_first_tree_tells(files, capsys):
     assert run_cli("table", "--view", "nearness", *files.values()) == 0
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()[2:6]]
@@ -111,7 +124,7 @@ def test_views_of_other_files_are_refused(files, tmp_path, capsys):
     alone.write_text(json.dumps(made({"triplet": [0.5, 0.6]})))
     speed = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
     for view, file, message in [
-        ("nonsense", alone, "view must be one of ablations, sampling, nearness, order, twins, but it is 'nonsense'"),
+        ("nonsense", alone, "view must be one of ablations, sets, sampling, nearness, order, twins, but it is 'nonsense'"),
         ("sampling", alone, "needs methods with both samplers"),
         ("ablations", alone, "these files answer no question"),
         ("order", speed, "of comparisons and tunings"),

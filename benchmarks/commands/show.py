@@ -30,9 +30,9 @@ def table(
     view: Annotated[
         str | None,
         typer.Option(
-            help="All files in one table: the questions that `ablate` answered (ablations), what anchor-neighbour sampling "
-            "brings each loss (sampling) and whether the first tree tells (nearness), or whether methods stand in the same "
-            "order (order), or how many classes that were split in two the tree finds (twins)."
+            help="All files in one table: the questions that `ablate` answered (ablations), the methods set by set (sets), "
+            "what anchor-neighbour sampling brings each loss (sampling) and whether the first tree tells (nearness), if "
+            "methods stand in the same order (order), or how many classes that were split in two the tree finds (twins)."
         ),
     ] = None,
 ) -> None:

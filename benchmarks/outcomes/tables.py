@@ -11,7 +11,7 @@ from rich.table import Table
 from ..methods.ablations import ABLATIONS, Ablation
 from ..methods.contenders import BASELINE, parse_contender
 from ..training.train import Plan
-from . import sampling, study, timings, twins
+from . import sampling, sets, study, timings, twins
 from .intervals import differences, interval, test_values, with_interval
 from .results import summarize
 
@@ -108,7 +108,7 @@ def markdown_table(document: dict[str, Any]) -> str:
     return markdown_lines(heads, cells_of_rows) + f"\n\n{title}\n"
 
 
-VIEWS = ("ablations", "sampling", "nearness", "order", "twins")  # of several files in one table
+VIEWS = ("ablations", "sets", "sampling", "nearness", "order", "twins")  # of several files in one table
 
 
 def markdown_view(view: str, documents: dict[str, dict[str, Any]]) -> str:
@@ -121,6 +121,8 @@ def markdown_view(view: str, documents: dict[str, dict[str, Any]]) -> str:
         raise ValueError(f"the view {view} is of {what}, and a file is of something else")
     if view == "ablations":
         heads, rows, title = ablation_table(list(documents.values()))
+    elif view == "sets":
+        heads, rows, title = sets.sets_table(list(documents.values()))
     elif view == "order":
         heads, rows, title = sampling.order_table(documents)
     elif view == "twins":

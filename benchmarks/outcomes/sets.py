@@ -1,0 +1,42 @@
+"""The same methods on several data sets, side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..methods.contenders import BASELINE
+from .intervals import Interval, differences, test_values, with_interval
+from .sampling import what_of
+
+
+def sets_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Heads, cells and caption: a row for each method, a column for each file; first the methods that most files have."""
+    by_file = [(test_values(document), differences(document)) for document in documents]
+    means: dict[str, list[float]] = {}
+    for values, _ in by_file:
+        for title, mean in values.mean().items():
+            means.setdefault(str(title), []).append(float(mean))
+    titles = sorted(means, key=lambda title: (-len(means[title]), -float(np.mean(means[title]))))
+    heads = [
+        f"{what_of(document)}, {values.count().max()} seeds"
+        for document, (values, _) in zip(documents, by_file, strict=True)
+    ]
+    return (
+        ("method", *heads),
+        [(title, *(_cell(title, values, behind) for values, behind in by_file)) for title in titles],
+        f"test MAP@R in per cent, mean over the seeds; in brackets: less that of {BASELINE}, paired over the seeds, ± half "
+        "the width of the 95% confidence interval",
+    )
+
+
+def _cell(title: str, values: pd.DataFrame, behind: dict[str, Interval]) -> str:
+    """The mean, how far it is from the baseline's, and how many seeds it is of, where others have more."""
+    if title not in values:
+        return "-"
+    own = values[title]
+    difference = f" ({with_interval(behind[title], sign='+')})" if title in behind else ""
+    seeds = f", of {own.count()}" if own.count() < len(values) else ""
+    return f"{100 * own.mean():.1f}{difference}{seeds}"
