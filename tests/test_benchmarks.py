@@ -22,7 +22,7 @@ from benchmarks.data.splits import LabelledImages
 from benchmarks.methods.by_name import ClassMethod
 from benchmarks.methods.contenders import METHODS, NTXent, parse_contender
 from benchmarks.methods.method import Task
-from benchmarks.outcomes import intervals, results, study, tables, twins
+from benchmarks.outcomes import intervals, results, sampling, study, tables, twins
 from benchmarks.training.networks import Augment, make_network
 from benchmarks.training.precision import fast_precision
 from benchmarks.training.train import Plan, make_optimizers, make_schedulers, train
@@ -423,6 +423,21 @@ def test_what_the_readme_says_of_kanji_and_hangul():
         assert values["arcface"].dropna().between(*arcface).all()
 
 
+def test_what_the_readme_says_of_kanji():
+    """All methods: which are level, which fall behind with settings of glyphs, and whom sampling helps."""
+    document = results.load(RESULTS / "kanji.json")
+    values, behind = intervals.test_values(document), intervals.differences(document)
+    assert values.shape == (3, 16) and values.notna().all(axis=None)
+    for level in ("htl-constant", "circle"):
+        assert not behind[level].excludes_zero and abs(behind[level].mean) < 0.005
+    for title in ("triplet", "ntxent", "multi-similarity", "supcon", "proxy-anchor", "soft-triple", "normalized-softmax"):
+        assert behind[title].excludes_zero and behind[title].mean < -0.019
+    assert behind["proxy-anchor"].mean == pytest.approx(-0.30, abs=0.005)
+    assert {title for title, gain in sampling.gains(document).items() if gain.excludes_zero} == {"triplet", "ntxent"}
+    paper = intervals.interval(values["htl-paper"] - values["triplet-sampling"])
+    assert not paper.excludes_zero and abs(paper.mean) < 0.005
+
+
 def test_what_the_readme_says_of_noise():
     """Our sampler's gain stays. Leaving out suspects is level with split classes, and costs with wrong labels."""
     margin = "htl-constant"
@@ -431,8 +446,8 @@ def test_what_the_readme_says_of_noise():
         values = intervals.test_values(results.load(RESULTS / f"{name}.json"))
         found = intervals.interval(values[margin] - values[f"{margin}:sampling=per-class"])
         assert found.mean == pytest.approx(gain, abs=0.0006) and found.excludes_zero
-        for sampling in ("neighbors-apart", "neighbors-distinct"):
-            change = intervals.interval(values[f"{margin}:sampling={sampling}"] - values[margin])
+        for variant in ("neighbors-apart", "neighbors-distinct"):
+            change = intervals.interval(values[f"{margin}:sampling={variant}"] - values[margin])
             assert least < change.mean < most and change.excludes_zero == (name == "noise-wrong")
 
 
