@@ -85,7 +85,7 @@ def test_what_sampling_brings(files, capsys):
     assert lines[0][1:] == [
         "hangul, 1,000 classes, 6 samples, 2,000 iterations",
         "glyphs, 1,000 classes, 6 samples, 2,000 iterations",
-        "kanji, 1,000 classes, 6 samples, 2,000 iterations, wrong labels 0.05",
+        "kanji, 1,000 classes, 6 samples, wrong labels 0.05, 2,000 iterations",
     ]
     half = stats.t.ppf(0.975, 1) * np.std([20, 24], ddof=1) / np.sqrt(2)
     assert [line[0] for line in lines[2:]] == ["htl-margin", "triplet"]  # in the order of the mean gain
@@ -93,16 +93,23 @@ def test_what_sampling_brings(files, capsys):
 
 
 def test_methods_on_several_sets(files, tmp_path, capsys):
-    fewer = tmp_path / "fewer.json"
-    fewer.write_text(json.dumps(made({"triplet": [0.5], "ntxent": [0.75, 0.85], "htl": [0.6, 0.7]}, "kanji")))
+    fewer, longer = tmp_path / "fewer.json", tmp_path / "longer.json"
+    document = made({"triplet": [0.5], "ntxent": [0.75, 0.85], "htl": [0.6, 0.7]}, "kanji")
+    fewer.write_text(json.dumps(document))
     assert run_cli("table", "--view", "sets", files["near.json"], fewer) == 0
-    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()[:7]]
-    assert lines[0][1:] == [f"{name}, 1,000 classes, 6 samples, 2,000 iterations, 2 seeds" for name in ("hangul", "kanji")]
+    *table, _, caption = capsys.readouterr().out.splitlines()
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table]
+    assert lines[0][1:] == [f"{name}, 1,000 classes, 6 samples" for name in ("hangul", "kanji")]
+    assert "mean over the seeds (2,000 iterations, 2 seeds); in brackets: less that of htl" in caption
     # Those in both files first, each part in the order of the means; less htl seed by seed; a mean of fewer seeds says so.
     assert [line[0] for line in lines[2:]] == ["htl", "triplet", "ntxent", "triplet-sampling", "htl-margin"]
     assert lines[2][1:] == ["65.0", "65.0"] and lines[3][1:] == ["55.0 (-10.0 ± 0.0)", "50.0, of 1"]
     half = stats.t.ppf(0.975, 1) * np.std([10, 14], ddof=1) / np.sqrt(2)
     assert lines[4][1:] == ["-", "80.0 (+15.0 ± 0.0)"] and lines[5][1:] == [f"77.0 (+12.0 ± {half:.1f})", "-"]
+    document["metadata"]["plan"]["iterations"] = 6000
+    longer.write_text(json.dumps(document))
+    assert run_cli("table", "--view", "sets", fewer, longer) == 0
+    assert "| kanji, 1,000 classes, 6 samples, 6,000 iterations, 2 seeds |" in capsys.readouterr().out
 
 
 def test_whether_the_first_tree_tells(files, capsys):

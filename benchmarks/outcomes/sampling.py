@@ -40,18 +40,21 @@ def gains(document: dict[str, Any]) -> dict[str, Interval]:
     return {own: interval((values[other] - values[own]).dropna()) for own, other in pairs(document).items()}
 
 
-def what_of(document: dict[str, Any]) -> str:
+def training_set(document: dict[str, Any]) -> str:
     """The data set and how much of it, in short."""
-    metadata = document["metadata"]
-    plan, data = metadata["plan"], metadata["data"]
-    noise = {name: plan[name] for name in ("split_classes", "wrong_labels") if name in plan}
-    parts = [
-        f"{data['name']}, {data['train_classes']:,} classes",
-        f"{data['train_images'] / data['train_classes']:.0f} samples",
-    ]
-    return ", ".join(
-        [*parts, f"{plan['iterations']:,} iterations", *(f"{n.replace('_', ' ')} {v}" for n, v in noise.items())]
-    )
+    plan, data = document["metadata"]["plan"], document["metadata"]["data"]
+    noise = [f"{name.replace('_', ' ')} {plan[name]}" for name in ("split_classes", "wrong_labels") if name in plan]
+    samples = f"{data['train_images'] / data['train_classes']:.0f} samples"
+    return ", ".join([data["name"], f"{data['train_classes']:,} classes", samples, *noise])
+
+
+def iterations_of(document: dict[str, Any]) -> str:
+    return f"{document['metadata']['plan']['iterations']:,} iterations"
+
+
+def what_of(document: dict[str, Any]) -> str:
+    """On what and for how long it was trained."""
+    return f"{training_set(document)}, {iterations_of(document)}"
 
 
 def gain_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:

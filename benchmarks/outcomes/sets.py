@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..methods.contenders import BASELINE
 from .intervals import Interval, differences, test_values, with_interval
-from .sampling import what_of
+from .sampling import iterations_of, training_set
 
 
 def sets_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
@@ -20,15 +20,17 @@ def sets_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[t
         for title, mean in values.mean().items():
             means.setdefault(str(title), []).append(float(mean))
     titles = sorted(means, key=lambda title: (-len(means[title]), -float(np.mean(means[title]))))
-    heads = [
-        f"{what_of(document)}, {values.count().max()} seeds"
+    lengths = [
+        f"{iterations_of(document)}, {values.count().max()} seeds"
         for document, (values, _) in zip(documents, by_file, strict=True)
     ]
+    same = len(set(lengths)) == 1  # then it need not stand in every column
+    heads = [training_set(one) + ("" if same else f", {length}") for one, length in zip(documents, lengths, strict=True)]
     return (
         ("method", *heads),
         [(title, *(_cell(title, values, behind) for values, behind in by_file)) for title in titles],
-        f"test MAP@R in per cent, mean over the seeds; in brackets: less that of {BASELINE}, paired over the seeds, ± half "
-        "the width of the 95% confidence interval",
+        f"test MAP@R in per cent, mean over the seeds{f' ({lengths[0]})' if same else ''}; in brackets: less that of "
+        f"{BASELINE}, paired over the seeds, ± half the width of the 95% confidence interval",
     )
 
 
