@@ -65,6 +65,7 @@ def test_few_neighbours_hide_pairs_and_nothing_else():
     assert (np.diff(table["ratio"]) >= 0).all()
 
 
+@pytest.mark.filterwarnings("ignore:the embeddings have collapsed")
 def test_classes_at_one_point():
     """Spreads and distances of zero: these pairs come first, in the order of their labels, with the ratio 0."""
     points = torch.eye(4)[[0, 0, 0, 0, 1, 1, 1, 2]]

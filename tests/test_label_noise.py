@@ -79,6 +79,7 @@ def test_recall_at_a_precision(ranks, precision, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the embeddings have collapsed")
 def test_a_comparison_with_noise_tells_how_twins_are_found(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(data.IN_MEMORY, "made", make_splits)
     arguments = ["--data", "made", "--iterations", 4, "--epoch-iterations", 2, "--batch-size", 32, "--embedding-size", 8]
