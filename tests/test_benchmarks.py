@@ -449,6 +449,10 @@ def test_what_the_readme_says_of_hangul():
     assert behind["ntxent-sampling"].mean == max(behind[title].mean for title in of_pml) == pytest.approx(-0.044, abs=0.005)
     assert behind["htl-constant"].mean == pytest.approx(0.012, abs=0.001)
     assert intervals.test_values(document)[["arcface", "normalized-softmax"]].max(axis=None) < 0.15
+    same = sampling.gains(results.load(RESULTS / "hangul-same.json"))  # all settings but the sampler
+    assert same.keys() == {"htl:sampling=per-class", "ntxent"}
+    for title, gain in (("htl:sampling=per-class", gains["htl-margin"]), ("ntxent", gains["ntxent"])):
+        assert same[title].excludes_zero and same[title].mean == pytest.approx(gain.mean, abs=0.016)
 
 
 def test_what_the_readme_says_of_noise():
