@@ -453,6 +453,10 @@ def test_what_the_readme_says_of_hangul():
     assert same.keys() == {"htl:sampling=per-class", "ntxent"}
     for title, gain in (("htl:sampling=per-class", gains["htl-margin"]), ("ntxent", gains["ntxent"])):
         assert same[title].excludes_zero and same[title].mean == pytest.approx(gain.mean, abs=0.016)
+    for name, ours, theirs in (("hangul-same", 0.72, 0.50), ("hangul-long", 0.90, 0.62)):
+        means = intervals.test_values(results.load(RESULTS / f"{name}.json")).mean()
+        assert means["htl"] == pytest.approx(ours, abs=0.006)
+        assert means["htl:sampling=per-class"] == pytest.approx(theirs, abs=0.006)
 
 
 def test_what_the_readme_says_of_noise():
