@@ -92,6 +92,22 @@ def test_what_sampling_brings(files, capsys):
     assert lines[3][1] == f"+22.0 ± {half:.1f}" and lines[3][2].startswith("+0.0 ± ") and lines[2][2] == "-"
 
 
+def test_files_of_the_same_training_set_share_a_column(files):
+    near = results.load(files["near.json"])
+    more = made({"ntxent": [0.5, 0.6], "ntxent-sampling": [0.7, 0.8]}, "hangul")
+    longer = made({"ntxent": [0.5, 0.6], "ntxent-sampling": [0.6, 0.7]}, "hangul", iterations=6000)
+    heads, rows, _ = sampling.gain_table([near, more, longer])
+    assert [head.split(", ")[-1] for head in heads] == ["method", "2,000 iterations", "6,000 iterations"]
+    assert {row[0]: [cell[:5] for cell in row[1:]] for row in rows} == {
+        "triplet": ["+22.0", "-"],
+        "ntxent": ["+20.0", "+10.0"],
+        "htl-margin": ["+10.0", "-"],
+    }
+    # Which of two measurements of one loss is meant, nobody can tell: both are shown.
+    heads, rows, _ = sampling.gain_table([near, results.only(near, ["triplet", "triplet-sampling"])])
+    assert heads[1] == heads[2] and [len([cell for cell in row[1:] if cell != "-"]) for row in rows] == [2, 1]
+
+
 def test_methods_on_several_sets(files, tmp_path, capsys):
     fewer, longer = tmp_path / "fewer.json", tmp_path / "longer.json"
     document = made({"triplet": [0.5], "ntxent": [0.75, 0.85], "htl": [0.6, 0.7]}, "kanji")

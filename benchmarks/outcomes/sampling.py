@@ -58,22 +58,31 @@ def what_of(document: dict[str, Any]) -> str:
 
 
 def gain_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Heads, cells and caption: a row for each loss, a column for each file."""
-    by_file = [gains(document) for document in documents]
-    titles = sorted({title for found in by_file for title in found}, key=lambda title: -mean_of(by_file, title))
+    """Heads, cells and caption: a row for each loss, a column for each training set and length."""
+    columns: list[tuple[str, dict[str, Interval]]] = []
+    for document in documents:
+        head, found = what_of(document), gains(document)
+        shared = next((own for other, own in columns if other == head and not own.keys() & found.keys()), None)
+        if shared is None:  # a loss that two files have stands in a column for each
+            columns.append((head, found))
+        else:
+            shared.update(found)
+    found_gains = [found for _, found in columns]
+    titles = sorted({title for found in found_gains for title in found}, key=lambda title: -mean_of(found_gains, title))
     rows = [
-        (title, *(with_interval(found[title], sign="+") if title in found else "-" for found in by_file)) for title in titles
+        (title, *(with_interval(found[title], sign="+") if title in found else "-" for found in found_gains))
+        for title in titles
     ]
     return (
-        ("method", *(what_of(document) for document in documents)),
+        ("method", *(head for head, _ in columns)),
         rows,
         "test MAP@R with anchor-neighbour sampling less that with MPerClassSampler, paired over the seeds, ± half the width "
         "of the 95% confidence interval, in points of per cent",
     )
 
 
-def mean_of(by_file: list[dict[str, Interval]], title: str) -> float:
-    return float(np.mean([found[title].mean for found in by_file if title in found]))
+def mean_of(columns: list[dict[str, Interval]], title: str) -> float:
+    return float(np.mean([found[title].mean for found in columns if title in found]))
 
 
 def first_nearness(document: dict[str, Any]) -> dict[str, float]:
