@@ -26,6 +26,7 @@ from pml_htl.plots import plot_tree
 
 from ..data import Splits
 from .results import title_of
+from .sampling import training_set
 
 DENDROGRAM_ANCHORS = 8
 DENDROGRAM_NEIGHBORS = 5
@@ -50,6 +51,7 @@ def plot_curves(document: dict[str, Any], path: Path) -> None:
         )  # fmt: skip
         ax.fill_between(curve.iterations, curve["min"], curve["max"], color=colors(place), alpha=0.15, linewidth=0)
     ax.set(xlabel="iterations", ylabel="MAP@R on the validation classes", xlim=(0, None))
+    ax.set_title(f"Trained on {training_set(document)}", loc="left")
     figure.legend(loc="outside right upper", frameon=False, title="best at the end first", alignment="left")
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
