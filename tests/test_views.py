@@ -122,6 +122,17 @@ def test_methods_on_several_sets(files, tmp_path, capsys):
     assert lines[2][1:] == ["65.0", "65.0"] and lines[3][1:] == ["55.0 (-10.0 ± 0.0)", "50.0, of 1"]
     half = stats.t.ppf(0.975, 1) * np.std([10, 14], ddof=1) / np.sqrt(2)
     assert lines[4][1:] == ["-", "80.0 (+15.0 ± 0.0)"] and lines[5][1:] == [f"77.0 (+12.0 ± {half:.1f})", "-"]
+    # Two files of one training set share a column, and each may have some of the methods that are asked for.
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps(made({"supcon": [0.5, 0.6]}, "kanji")))
+    chosen = ["--methods", "htl", "supcon", "htl-margin"]
+    assert run_cli("table", "--view", "sets", files["near.json"], fewer, more, *chosen) == 0
+    *table, _, caption = capsys.readouterr().out.splitlines()
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table]
+    assert [line[0] for line in lines[2:]] == ["htl", "htl-margin", "supcon"] and len(lines[0]) == 3
+    assert lines[4][2] == "55.0 (-10.0 ± 0.0)"  # less the baseline of the other file
+    assert run_cli("table", "--view", "sets", fewer, more, "--methods", "htl") == 2
+    assert "more.json has none of htl; it has supcon" in capsys.readouterr().out.replace("\n", "")
     document["metadata"]["plan"]["iterations"] = 6000
     longer.write_text(json.dumps(document))
     assert run_cli("table", "--view", "sets", fewer, longer) == 0

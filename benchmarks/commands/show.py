@@ -40,7 +40,7 @@ def table(
     with explained_errors():
         documents = {str(file): results.load(file) for file in files}
         if methods:
-            documents = {name: results.only(document, methods) for name, document in documents.items()}
+            documents = results.only_in_any(documents, methods)
         if view is not None:
             print(markdown_view(view, documents), end="")
             return

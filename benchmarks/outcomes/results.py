@@ -127,14 +127,30 @@ def only(document: dict[str, Any], titles: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: it is the file of something else, or has none with such a title.
     """
-    if "runs" not in document:
+    return only_in_any({"": document}, titles)[""]
+
+
+def only_in_any(documents: dict[str, dict[str, Any]], titles: list[str]) -> dict[str, dict[str, Any]]:
+    """The same for several files, each of which has some of the titles.
+
+    Raises:
+        ValueError: one is the file of something else, a title is in none of them, or a file has none of the titles.
+    """
+    if any("runs" not in document for document in documents.values()):
         raise ValueError("--methods chooses among the methods of a comparison, and a file is of something else")
-    known = {title_of(run) for run in document["runs"]}
+    by_file = {name: {title_of(run) for run in document["runs"]} for name, document in documents.items()}
+    known = set[str]().union(*by_file.values())
     if not known.issuperset(titles):
         raise ValueError(f"there is no {', '.join(sorted({*titles} - known))} in it; there are {', '.join(sorted(known))}")
+    for name, own in by_file.items():
+        if own.isdisjoint(titles):
+            raise ValueError(f"{name} has none of {', '.join(titles)}; it has {', '.join(sorted(own))}")
     return {
-        **document,
-        **{kind: [entry for entry in document[kind] if title_of(entry) in titles] for kind in ("runs", "curves")},
+        name: {
+            **document,
+            **{kind: [entry for entry in document[kind] if title_of(entry) in titles] for kind in ("runs", "curves")},
+        }
+        for name, document in documents.items()
     }
 
 

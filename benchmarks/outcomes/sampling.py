@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,32 +58,39 @@ def what_of(document: dict[str, Any]) -> str:
     return f"{training_set(document)}, {iterations_of(document)}"
 
 
+def in_columns(documents: list[dict[str, Any]], titles: Callable[[dict[str, Any]], set[str]]) -> list[list[dict[str, Any]]]:
+    """The files of one training set and length together, unless they have a title in common: a column for each."""
+    columns: list[list[dict[str, Any]]] = []
+    for document in documents:
+        for column in columns:
+            known = {title for one in column for title in titles(one)}
+            if what_of(column[0]) == what_of(document) and known.isdisjoint(titles(document)):
+                column.append(document)
+                break
+        else:
+            columns.append([document])
+    return columns
+
+
 def gain_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Heads, cells and caption: a row for each loss, a column for each training set and length."""
-    columns: list[tuple[str, dict[str, Interval]]] = []
-    for document in documents:
-        head, found = what_of(document), gains(document)
-        shared = next((own for other, own in columns if other == head and not own.keys() & found.keys()), None)
-        if shared is None:  # a loss that two files have stands in a column for each
-            columns.append((head, found))
-        else:
-            shared.update(found)
-    found_gains = [found for _, found in columns]
-    titles = sorted({title for found in found_gains for title in found}, key=lambda title: -mean_of(found_gains, title))
+    columns = in_columns(documents, lambda document: {*gains(document)})
+    by_column = [{title: gain for one in column for title, gain in gains(one).items()} for column in columns]
+    titles = sorted({title for found in by_column for title in found}, key=lambda title: -mean_of(by_column, title))
     rows = [
-        (title, *(with_interval(found[title], sign="+") if title in found else "-" for found in found_gains))
+        (title, *(with_interval(found[title], sign="+") if title in found else "-" for found in by_column))
         for title in titles
     ]
     return (
-        ("method", *(head for head, _ in columns)),
+        ("method", *(what_of(column[0]) for column in columns)),
         rows,
         "test MAP@R with anchor-neighbour sampling less that with MPerClassSampler, paired over the seeds, ± half the width "
         "of the 95% confidence interval, in points of per cent",
     )
 
 
-def mean_of(columns: list[dict[str, Interval]], title: str) -> float:
-    return float(np.mean([found[title].mean for found in columns if title in found]))
+def mean_of(by_column: list[dict[str, Interval]], title: str) -> float:
+    return float(np.mean([found[title].mean for found in by_column if title in found]))
 
 
 def first_nearness(document: dict[str, Any]) -> dict[str, float]:

@@ -9,26 +9,32 @@ import pandas as pd
 
 from ..methods.contenders import BASELINE
 from .intervals import Interval, differences, test_values, with_interval
-from .sampling import iterations_of, training_set
+from .results import title_of
+from .sampling import in_columns, iterations_of, training_set
 
 
 def sets_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Heads, cells and caption: a row for each method, a column for each file; first the methods that most files have."""
-    by_file = [(test_values(document), differences(document)) for document in documents]
+    """Heads, cells and caption: a row for each method, a column for each training set and length.
+
+    First the methods that most columns have.
+    """
+    columns = in_columns(documents, lambda document: {title_of(run) for run in document["runs"]})
+    documents = [{**column[0], "runs": [run for one in column for run in one["runs"]]} for column in columns]
+    by_column = [(test_values(document), differences(document)) for document in documents]
     means: dict[str, list[float]] = {}
-    for values, _ in by_file:
+    for values, _ in by_column:
         for title, mean in values.mean().items():
             means.setdefault(str(title), []).append(float(mean))
     titles = sorted(means, key=lambda title: (-len(means[title]), -float(np.mean(means[title]))))
     lengths = [
         f"{iterations_of(document)}, {values.count().max()} seeds"
-        for document, (values, _) in zip(documents, by_file, strict=True)
+        for document, (values, _) in zip(documents, by_column, strict=True)
     ]
     same = len(set(lengths)) == 1  # then it need not stand in every column
     heads = [training_set(one) + ("" if same else f", {length}") for one, length in zip(documents, lengths, strict=True)]
     return (
         ("method", *heads),
-        [(title, *(_cell(title, values, behind) for values, behind in by_file)) for title in titles],
+        [(title, *(_cell(title, values, behind) for values, behind in by_column)) for title in titles],
         f"test MAP@R in per cent, mean over the seeds{f' ({lengths[0]})' if same else ''}; in brackets: less that of "
         f"{BASELINE}, paired over the seeds, ± half the width of the 95% confidence interval",
     )
