@@ -466,6 +466,20 @@ def test_what_the_readme_says_of_kanji():
     assert not paper.excludes_zero and abs(paper.mean) < 0.005
 
 
+def test_what_the_readme_says_of_tuning_on_kanji():
+    """Equal budgets, the winners trained as with the settings of glyphs, and nothing gained that can be told from zero."""
+    tuning, tuned = results.load(RESULTS / "study-kanji.json"), results.load(RESULTS / "kanji-tuned.json")
+    of_glyphs = results.load(RESULTS / "kanji.json")
+    assert {len(trials) for trials in tuning["studies"].values()} == {12}
+    assert tuned["metadata"]["plan"] == of_glyphs["metadata"]["plan"]
+    assert tuning["metadata"]["plan"] == {**tuned["metadata"]["plan"], "iterations": 500}
+    assert all(run["settings"] == study.winners(tuning)[run["method"]] for run in tuned["runs"])
+    values, before = intervals.test_values(tuned), intervals.test_values(of_glyphs)
+    assert {*values} == {"htl", "arcface", "normalized-softmax", "proxy-anchor"}
+    assert not any(intervals.interval(values[title] - before[title]).excludes_zero for title in values)
+    assert all(lead.excludes_zero and lead.mean < -0.1 for lead in intervals.differences(tuned).values())
+
+
 def test_what_the_readme_says_of_hangul():
     """What sampling brings each loss, and how far htl is ahead of PML's losses with either sampler."""
     document = results.load(RESULTS / "hangul.json")
