@@ -394,6 +394,8 @@ def test_what_the_readme_says_of_the_tuned_results():
         assert gain.excludes_zero and gain.mean > 0.015
     ahead = behind["htl-constant"]  # the tree's margin does not pay
     assert ahead.excludes_zero and ahead.mean == pytest.approx(0.009, abs=0.0006)
+    assert behind["htl-paper"].mean == pytest.approx(-0.03, abs=0.003)
+    assert share_of_refreshes(document) == pytest.approx(0.2, abs=0.03)
     for ahead, back in (("htl-paper", "triplet"), ("triplet-sampling", "htl-paper")):
         lead = intervals.interval(values[ahead] - values[back])
         assert lead.excludes_zero and lead.mean > 0
@@ -409,6 +411,12 @@ def test_what_the_readme_says_of_the_tuned_results():
     best = values.mean().sort_values(ascending=False)
     of_pml = [title for title in best.index if not title.startswith("htl") and not title.endswith("-sampling")]
     assert {*of_pml[:3]} == {"arcface", "normalized-softmax", "soft-triple"}
+
+
+def share_of_refreshes(document):
+    """Of `htl`: the seconds of refreshing the tree over those of training, mean over the seeds."""
+    runs = [run for run in document["runs"] if run["method"] == "htl" and run["split"] == "test"]
+    return sum(run["refresh_seconds"] / run["train_seconds"] for run in runs) / len(runs)
 
 
 def assert_level_at_equal_rates(name, low, high):
@@ -497,6 +505,9 @@ def test_what_the_readme_says_of_hangul():
     assert behind["htl-constant"].mean == pytest.approx(0.012, abs=0.001)
     values = intervals.test_values(document)
     assert values[["arcface", "normalized-softmax", "proxy-anchor"]].max(axis=None) < 0.15
+    assert share_of_refreshes(document) == pytest.approx(0.6, abs=0.03)
+    assert behind["htl-paper"].mean == pytest.approx(-0.13, abs=0.005)
+    assert all(behind[title].mean < -0.178 for title in alone)
     assert values["soft-triple"].mean() == pytest.approx(0.32, abs=0.005)
     paper = intervals.interval(values["htl-paper"] - values["triplet-sampling"])
     assert not paper.excludes_zero and abs(paper.mean) < 0.015
@@ -512,12 +523,17 @@ def test_what_the_readme_says_of_hangul():
 
 def test_what_the_readme_says_of_noise():
     """Our sampler's gain stays. Leaving out suspects is level with split classes, and costs with wrong labels."""
-    margin = "htl-constant"
+    margin, clean = "htl-constant", intervals.test_values(results.load(RESULTS / "noise.json"))
     for name, gain, (least, most) in (("noise", 0.064, (-0.005, 0.005)), ("noise-split", 0.060, (-0.005, 0.005)),
                                       ("noise-wrong", 0.059, (-0.01, -0.003))):  # fmt: skip
         values = intervals.test_values(results.load(RESULTS / f"{name}.json"))
         found = intervals.interval(values[margin] - values[f"{margin}:sampling=per-class"])
         assert found.mean == pytest.approx(gain, abs=0.0006) and found.excludes_zero
+        lost = {
+            title: intervals.interval(values[title] - clean[title]) for title in (margin, f"{margin}:sampling=per-class")
+        }
+        costs = {title for title, loss in lost.items() if loss.excludes_zero}
+        assert costs == ({margin} if name == "noise-wrong" else set()) and all(loss.mean > -0.0125 for loss in lost.values())
         for variant in ("neighbors-apart", "neighbors-distinct"):
             change = intervals.interval(values[f"{margin}:sampling={variant}"] - values[margin])
             assert least < change.mean < most and change.excludes_zero == (name == "noise-wrong")

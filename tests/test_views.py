@@ -136,7 +136,13 @@ def test_methods_on_several_sets(files, tmp_path, capsys):
     document["metadata"]["plan"]["iterations"] = 6000
     longer.write_text(json.dumps(document))
     assert run_cli("table", "--view", "sets", fewer, longer) == 0
-    assert "| kanji, 1,000 classes, 6 samples, 6,000 iterations, 2 seeds |" in capsys.readouterr().out
+    shown = capsys.readouterr().out  # what all columns share stands in the caption alone
+    assert "| kanji, 1,000 classes, 6 samples, 6,000 iterations |" in shown and "over the seeds (2 seeds); in" in shown
+    third = tmp_path / "third.json"
+    third.write_text(json.dumps(made({"htl": [0.6, 0.7, 0.8]}, "glyphs")))
+    assert run_cli("table", "--view", "sets", longer, third) == 0
+    shown = capsys.readouterr().out
+    assert "| glyphs, 1,000 classes, 6 samples, 2,000 iterations, 3 seeds |" in shown and "over the seeds; in" in shown
 
 
 def test_whether_the_first_tree_tells(files, capsys):

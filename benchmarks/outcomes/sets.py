@@ -26,16 +26,18 @@ def sets_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[t
         for title, mean in values.mean().items():
             means.setdefault(str(title), []).append(float(mean))
     titles = sorted(means, key=lambda title: (-len(means[title]), -float(np.mean(means[title]))))
-    lengths = [
-        f"{iterations_of(document)}, {values.count().max()} seeds"
-        for document, (values, _) in zip(documents, by_column, strict=True)
+    lengths = [iterations_of(document) for document in documents]
+    seeds = [f"{values.count().max()} seeds" for values, _ in by_column]
+    shared = [parts[0] for parts in (lengths, seeds) if len(set(parts)) == 1]  # need not stand in every column
+    heads = [
+        ", ".join([training_set(document), *(part for part in parts if part not in shared)])
+        for document, *parts in zip(documents, lengths, seeds, strict=True)
     ]
-    same = len(set(lengths)) == 1  # then it need not stand in every column
-    heads = [training_set(one) + ("" if same else f", {length}") for one, length in zip(documents, lengths, strict=True)]
+    of_all = f" ({', '.join(shared)})" if shared else ""
     return (
         ("method", *heads),
         [(title, *(_cell(title, values, behind) for values, behind in by_column)) for title in titles],
-        f"test MAP@R in per cent, mean over the seeds{f' ({lengths[0]})' if same else ''}; in brackets: less that of "
+        f"test MAP@R in per cent, mean over the seeds{of_all}; in brackets: less that of "
         f"{BASELINE}, paired over the seeds, ± half the width of the 95% confidence interval",
     )
 
