@@ -530,6 +530,18 @@ def test_what_the_readme_says_of_hangul():
         assert means["htl:sampling=per-class"] == pytest.approx(theirs, abs=0.006)
 
 
+def test_what_the_readme_says_of_fewer_classes_of_hangul():
+    """The same plan on 300 classes: of what the sampler brings on all, a small part."""
+    few, all_classes = (results.load(RESULTS / f"{name}.json")["metadata"] for name in ("hangul-300", "hangul"))
+    assert few["plan"] == {**all_classes["plan"], "classes": 300}
+    assert few["data"]["test_classes"] == all_classes["data"]["test_classes"]
+    gains = sampling.gains(results.load(RESULTS / "hangul-300.json"))
+    assert gains.keys() == {"triplet", "htl:sampling=per-class"}
+    assert not gains["triplet"].excludes_zero and gains["triplet"].count == 3
+    assert gains["htl:sampling=per-class"].excludes_zero
+    assert gains["htl:sampling=per-class"].mean == pytest.approx(0.03, abs=0.005)
+
+
 def test_what_the_readme_says_of_noise():
     """Our sampler's gain stays. Leaving out suspects is level with split classes, and costs with wrong labels."""
     margin, clean = "htl-constant", intervals.test_values(results.load(RESULTS / "noise.json"))
