@@ -472,7 +472,11 @@ def test_what_the_readme_says_of_kanji():
         assert behind[title].excludes_zero and behind[title].mean < -0.019
     assert behind["proxy-anchor"].mean == pytest.approx(-0.30, abs=0.005)
     assert behind["arcface"].mean == pytest.approx(-0.09, abs=0.001) and not behind["arcface"].excludes_zero
+    assert values["arcface"].max() - values["arcface"].min() == pytest.approx(0.07, abs=0.005)
+    assert values.mean().idxmax() == "htl-margin" and not behind["htl-margin"].excludes_zero
     assert behind["htl-paper"].excludes_zero and behind["htl-paper"].mean < 0
+    over_triplet = intervals.interval(values["htl-paper"] - values["triplet"])
+    assert over_triplet.excludes_zero and over_triplet.mean > 0
     gains = sampling.gains(document)
     assert {title for title, gain in gains.items() if gain.excludes_zero} == {"triplet", "ntxent"}
     assert gains["ntxent"].mean == pytest.approx(0.02, abs=0.005)
@@ -517,6 +521,10 @@ def test_what_the_readme_says_of_hangul():
     assert share_of_refreshes(document) == pytest.approx(0.6, abs=0.03)
     assert behind["htl-paper"].mean == pytest.approx(-0.13, abs=0.005)
     assert all(behind[title].mean < -0.178 for title in alone)
+    on_glyphs = intervals.differences(results.load(RESULTS / "tuned.json"))
+    assert all(behind[title].mean < on_glyphs[title].mean for title in of_pml)
+    over_triplet = intervals.interval(values["htl-paper"] - values["triplet"])
+    assert over_triplet.excludes_zero and over_triplet.mean > 0
     assert values["soft-triple"].mean() == pytest.approx(0.32, abs=0.005)
     paper = intervals.interval(values["htl-paper"] - values["triplet-sampling"])
     assert not paper.excludes_zero and abs(paper.mean) < 0.015

@@ -92,7 +92,7 @@ def test_what_sampling_brings(files, capsys):
     assert lines[3][1] == f"+22.0 ± {half:.1f}" and lines[3][2].startswith("+0.0 ± ") and lines[2][2] == "-"
 
 
-def test_files_of_the_same_training_set_share_a_column(files):
+def test_files_of_the_same_plan_and_data_share_a_column(files):
     near = results.load(files["near.json"])
     more = made({"ntxent": [0.5, 0.6], "ntxent-sampling": [0.7, 0.8]}, "hangul")
     longer = made({"ntxent": [0.5, 0.6], "ntxent-sampling": [0.6, 0.7]}, "hangul", iterations=6000)
@@ -103,6 +103,10 @@ def test_files_of_the_same_training_set_share_a_column(files):
         "ntxent": ["+20.0", "+10.0"],
         "htl-margin": ["+10.0", "-"],
     }
+    # Files that differ in anything else of the plan are not mixed, though their heads are the same.
+    other = made({"ntxent": [0.5, 0.6], "ntxent-sampling": [0.7, 0.8]}, "hangul", network="conv_net")
+    heads, rows, _ = sampling.gain_table([near, other])
+    assert heads[1] == heads[2] and [row[1:].count("-") for row in rows] == [1, 1, 1]
     # Which of two measurements of one loss is meant, nobody can tell: both are shown.
     heads, rows, _ = sampling.gain_table([near, results.only(near, ["triplet", "triplet-sampling"])])
     assert heads[1] == heads[2] and [len([cell for cell in row[1:] if cell != "-"]) for row in rows] == [2, 1]

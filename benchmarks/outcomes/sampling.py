@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,14 @@ def what_of(document: dict[str, Any]) -> str:
 
 
 def in_columns(documents: list[dict[str, Any]], titles: Callable[[dict[str, Any]], set[str]]) -> list[list[dict[str, Any]]]:
-    """The files of one training set and length together, unless they have a title in common: a column for each."""
+    """The files of one plan and data set together, unless they have a title in common: a column for each."""
+    conditions = itemgetter("plan", "data")
     columns: list[list[dict[str, Any]]] = []
     for document in documents:
         for column in columns:
             known = {title for one in column for title in titles(one)}
-            if what_of(column[0]) == what_of(document) and known.isdisjoint(titles(document)):
+            alike = conditions(column[0]["metadata"]) == conditions(document["metadata"])
+            if alike and known.isdisjoint(titles(document)):
                 column.append(document)
                 break
         else:
@@ -73,7 +76,7 @@ def in_columns(documents: list[dict[str, Any]], titles: Callable[[dict[str, Any]
 
 
 def gain_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Heads, cells and caption: a row for each loss, a column for each training set and length."""
+    """Heads, cells and caption: a row for each loss, a column for each plan and data set."""
     columns = in_columns(documents, lambda document: {*gains(document)})
     by_column = [{title: gain for one in column for title, gain in gains(one).items()} for column in columns]
     titles = sorted({title for found in by_column for title in found}, key=lambda title: -mean_of(by_column, title))

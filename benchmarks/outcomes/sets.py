@@ -14,7 +14,7 @@ from .sampling import in_columns, iterations_of, training_set
 
 
 def sets_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Heads, cells and caption: a row for each method, a column for each training set and length.
+    """Heads, cells and caption: a row for each method, a column for each plan and data set.
 
     First the methods that most columns have.
     """
