@@ -584,6 +584,15 @@ def test_what_the_readme_says_of_twins():
     assert 0.2 < recall("htl", 2000, 0.9) < 0.3
 
 
+def test_tables_show_numbers_in_three_digits():
+    assert (
+        results.readable("htl:learning_rate=0.003156585790533713,num_levels=16") == "htl:learning_rate=0.00316,num_levels=16"
+    )
+    assert results.readable("CircleLoss:m=0.4,gamma=80") == "CircleLoss:m=0.4,gamma=80"
+    document = results.load(RESULTS / "glyphs-rate.json")
+    assert "| htl:learning_rate=0.00316 |" in tables.markdown_table(document)
+
+
 def test_broken_results_are_named():
     document = results.load(RESULTS / "tuned.json")
     for change, message in [

@@ -25,7 +25,7 @@ from pml_htl import ClassTree
 from pml_htl.plots import plot_tree
 
 from ..data import Splits
-from .results import title_of
+from .results import readable, title_of
 from .sampling import training_set
 
 DENDROGRAM_ANCHORS = 8
@@ -46,7 +46,7 @@ def plot_curves(document: dict[str, Any], path: Path) -> None:
         curve = curves[curves.title == title]
         own = title.startswith("htl")
         ax.plot(
-            curve.iterations, curve["mean"], color=colors(place), label=title, marker="o", markersize=3.5,
+            curve.iterations, curve["mean"], color=colors(place), label=readable(title), marker="o", markersize=3.5,
             linewidth=2.2 if own else 1.4, linestyle="-" if own else "--",
         )  # fmt: skip
         ax.fill_between(curve.iterations, curve["min"], curve["max"], color=colors(place), alpha=0.15, linewidth=0)

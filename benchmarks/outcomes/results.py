@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,8 @@ def title_of(entry: dict[str, Any]) -> str:
     method = find_method(entry["method"], entry["settings"])
     changes = {name: value for name, value in entry["settings"].items() if method.defaults.get(name) != value}
     return Contender(method, changes).title
+
+
+def readable(title: str) -> str:
+    """For a table or a picture: long numbers, as a search finds them, in three digits."""
+    return re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.3g}", title)

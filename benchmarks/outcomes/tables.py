@@ -13,7 +13,7 @@ from ..methods.contenders import BASELINE, parse_contender
 from ..training.train import Plan
 from . import sampling, sets, study, timings, twins
 from .intervals import differences, interval, test_values, with_interval
-from .results import summarize
+from .results import readable, summarize
 
 BEHIND = ("R-Prec.", "val.", "train", "refresh")
 
@@ -95,7 +95,8 @@ def narrow_table(heads: tuple[str, ...], rows: list[tuple[str, ...]], title: str
         width = None if number else 20
         justify: Literal["right", "left"] = "right" if number_like else "left"
         table.add_column(head, justify=justify, no_wrap=number_like, overflow="fold", min_width=width)
-    for number, cells in enumerate(rows):
+    for number, (first, *others) in enumerate(rows):
+        cells = (readable(first), *others)
         table.add_row(*(cell.replace(" ± ", "±") for cell in cells), style="bold" if bold_first and number == 0 else None)
     return table
 
@@ -154,7 +155,8 @@ def ablation_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], li
 
 def markdown_lines(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     rule = tuple("---:" if is_number(number, heads) else "---" for number in range(len(heads)))
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
+    shown = ((readable(first), *others) for first, *others in rows)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *shown))
 
 
 ABLATION_HEADS = ("method and settings", "MAP@R", "difference", "settings compared with")

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..outcomes.intervals import interval, test_values
-from ..outcomes.results import summarize, title_of
+from ..outcomes.results import readable, summarize, title_of
 
 # Okabe and Ito's colours, told apart by the colour-blind; black is grey, to be seen on either page.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B8A800")
@@ -36,8 +36,8 @@ def style_of(titles: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def short(title: str) -> str:
-    """A long title, one with many settings, in several lines."""
-    return textwrap.fill(title.replace(",", ", "), 34, break_long_words=False)
+    """A long title, one with many settings, in several lines and with short numbers."""
+    return textwrap.fill(readable(title).replace(",", ", "), 34, break_long_words=False)
 
 
 def ranking(document: dict[str, Any]) -> str:
@@ -76,10 +76,8 @@ def curves(document: dict[str, Any], over: str) -> str | None:
                 .groupby("step")
                 .agg(at=("at", "mean"), mean=("y", "mean"), low=("y", "min"), high=("y", "max"))
             )
-            own = title == "htl"
-            ax.plot(
-                steps["at"], 100 * steps["mean"], line, color=color, label=title, marker="o", ms=3, lw=2.8 if own else 1.6
-            )
+            width = 2.8 if title == "htl" else 1.6
+            ax.plot(steps["at"], 100 * steps["mean"], line, color=color, label=short(title), marker="o", ms=3, lw=width)
             ax.fill_between(steps["at"], 100 * steps["low"], 100 * steps["high"], color=color, alpha=0.1, lw=0)
         ax.set(
             xlabel="seconds of training and refreshing" if over == "seconds" else over, ylabel="validation MAP@R, per cent"
@@ -92,13 +90,12 @@ def curves(document: dict[str, Any], over: str) -> str | None:
 def cost(document: dict[str, Any]) -> str:
     """Seconds of 100 iterations, for training and for refreshing the tree."""
     summary = summarize(document)
-    per = 100 / summary.iterations
+    names = summary.title.map(short)
+    trained, refreshed = (100 * summary[part] / summary.iterations for part in ("train_seconds", "refresh_seconds"))
     with plt.rc_context(RC):
         figure, ax = plt.subplots(figsize=(8.4, 0.9 + 0.32 * len(summary)), layout="constrained")
-        ax.barh(summary.title, summary.train_seconds * per, color=COLORS[0], label="training")
-        ax.barh(
-            summary.title, summary.refresh_seconds * per, left=summary.train_seconds * per, color=COLORS[1], label="refresh"
-        )
+        ax.barh(names, trained, color=COLORS[0], label="training")
+        ax.barh(names, refreshed, left=trained, color=COLORS[1], label="refresh")
         ax.invert_yaxis()
         ax.set_xlabel("seconds of 100 iterations")
         figure.legend(loc="outside right upper", frameon=False, labelcolor=INK)
