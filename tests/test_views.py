@@ -151,11 +151,31 @@ def test_methods_on_several_sets(files, tmp_path, capsys):
 
 def test_whether_the_first_tree_tells(files, capsys):
     assert run_cli("table", "--view", "nearness", *files.values()) == 0
-    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()[2:6]]
-    assert [line[0].split(",")[0] for line in lines[:3]] == ["hangul", "kanji", "glyphs"]
-    assert [line[-1] for line in lines] == ["+16.0", "+5.0", "+0.0", "-"]
-    assert lines[0][1:5] == ["0.50", "0.25", "0.60", "0.70"]
-    assert lines[3][1:5] == ["-1.00", "-1.00", "+1.00", "+1.00"]
+    *table, _, caption = capsys.readouterr().out.splitlines()
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table]
+    assert lines[0][1] == "method" and "gain: test MAP@R" in caption
+    # A row for each loss of each file, the largest gain first, and the order of all of them.
+    found = [(line[0].split(",")[0], line[1], line[-1].split(" ")[0]) for line in lines[2:6]]
+    assert found == [
+        ("hangul", "triplet-sampling", "+22.0"),
+        ("hangul", "htl", "+10.0"),
+        ("kanji", "triplet-sampling", "+5.0"),
+        ("glyphs", "triplet:sampling=neighbors", "+0.0"),
+    ]
+    assert lines[2][2:6] == ["0.50", "0.25", "0.60", "0.70"]
+    order = stats.spearmanr([0.5, 0.5, 1.0, 2.0], [22, 10, 5, 0]).statistic
+    assert lines[6] == ["**rank correlation with the gain**", "all", *2 * [f"{order:+.2f}"], *2 * [f"{-order:+.2f}"], "-"]
+    assert len(lines) == 7  # no loss is in three files
+
+
+def test_whether_the_first_tree_tells_of_one_loss(files, capsys):
+    alone = ["--methods", "triplet", "triplet-sampling"]
+    far = made({"triplet": [0.5, 0.6], "triplet-sampling": [0.4, 0.6]}, "kanji", nearness_of(2.5, 0.1))
+    third = files["near.json"].parent / "third.json"
+    third.write_text(json.dumps(far))
+    assert run_cli("table", "--view", "nearness", files["near.json"], files["middle.json"], third, *alone) == 0
+    line = capsys.readouterr().out.splitlines()[5]
+    assert line == "| **rank correlation with the gain** | triplet-sampling | -1.00 | -1.00 | +1.00 | +1.00 | - |"
 
 
 def test_whether_methods_stand_in_the_same_order(files, capsys):

@@ -96,31 +96,37 @@ def mean_of(by_column: list[dict[str, Interval]], title: str) -> float:
     return float(np.mean([found[title].mean for found in by_column if title in found]))
 
 
-def first_nearness(document: dict[str, Any]) -> dict[str, float]:
-    """The facts after the first refresh: means over the trainings whose settings pair with others."""
-    titles = set(pairs(document).values())
-    curves = [curve for curve in document["curves"] if "nearness" in curve and title_of(curve) in titles]
+def first_nearness(document: dict[str, Any], title: str) -> dict[str, float]:
+    """The facts after the first refresh: means over the trainings with this title."""
+    curves = [curve for curve in document["curves"] if title_of(curve) == title]
     return {name: float(np.mean([fact(curve["nearness"]["first"]) for curve in curves])) for name, fact in FACTS.items()}
 
 
 def nearness_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Heads, cells and caption: a row for each file, with the facts of its first tree and the mean gain of its losses."""
-    found = []
-    for document in documents:
-        gain = float(np.mean([one.mean for one in gains(document).values()]))
-        found.append((what_of(document), first_nearness(document), gain))
-    found.sort(key=lambda row: -row[2])
-    rows = [(what, *(f"{value:.2f}" for value in facts.values()), f"{100 * gain:+.1f}") for what, facts, gain in found]
-    if len(found) > 2:
-        own = [gain for _, _, gain in found]
-        orders = [stats.spearmanr([facts[name] for _, facts, _ in found], own).statistic for name in FACTS]
-        rows.append(("**rank correlation with the gain**", *(f"{order:+.2f}" for order in orders), "-"))
+    """Heads, cells and caption: a row for each loss of each file, with the facts of its first trees and its gain."""
+    found = [
+        (what_of(document), sampled, first_nearness(document, sampled), gains(document)[alone])
+        for document in documents
+        for alone, sampled in pairs(document).items()
+    ]
+    found.sort(key=lambda row: -row[3].mean)
+    rows = [
+        (what, method, *(f"{value:.2f}" for value in facts.values()), with_interval(gain, sign="+"))
+        for what, method, facts, gain in found
+    ]
+    methods = dict.fromkeys(method for _, method, _, _ in found)
+    groups = {method: [row for row in found if row[1] == method] for method in methods}
+    for name, group in (groups if len(groups) == 1 else {**groups, "all": found}).items():
+        if len(group) > 2:
+            own = [gain.mean for *_, gain in group]
+            orders = [stats.spearmanr([facts[fact] for _, _, facts, _ in group], own).statistic for fact in FACTS]
+            rows.append(("**rank correlation with the gain**", name, *(f"{order:+.2f}" for order in orders), "-"))
     return (
-        ("training set", *FACTS, "gain"),
+        ("training set", "method", *FACTS, "gain"),
         rows,
         "of the tree after the first refresh: the squared distance of a class to its nearest over the average spread, and "
         "the share of classes that meet their nearest at the lowest levels; gain: test MAP@R by anchor-neighbour sampling, "
-        "mean over the losses, in points of per cent",
+        "paired over the seeds, ± half the width of the 95% confidence interval, in points of per cent",
     )
 
 

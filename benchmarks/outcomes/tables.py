@@ -198,4 +198,4 @@ def contents(document: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str,
 
 
 def is_number(number: int, heads: tuple[str, ...]) -> bool:
-    return number > 0 and not heads[number].startswith("settings")
+    return number > 0 and heads[number] != "method" and not heads[number].startswith("settings")
