@@ -200,14 +200,22 @@ def test_views_of_other_files_are_refused(files, tmp_path, capsys):
 
 def test_a_picture_of_some_methods(files, tmp_path, capsys):
     picture = tmp_path / "curves.png"
-    assert run_cli("plot", files["near.json"], picture, "--methods", "triplet", "htl") == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for over in ("iterations", "seconds"):
+        picture.unlink(missing_ok=True)
+        assert run_cli("plot", files["near.json"], picture, "--methods", "triplet", "htl", "--over", over) == 0
+        assert picture.read_bytes().startswith(b"\x89PNG")
     speed = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
-    for file, output, message in [
-        (speed, picture, "plot is of comparisons"),
-        (files["near.json"], tmp_path / "curves.txt", "should be a .png or .svg"),
+    untimed = json.loads(files["near.json"].read_text())
+    del untimed["curves"][0]["seconds"]
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(untimed))
+    for file, output, over, message in [
+        (speed, picture, "iterations", "plot is of comparisons"),
+        (files["near.json"], tmp_path / "curves.txt", "iterations", "should be a .png or .svg"),
+        (files["near.json"], picture, "epochs", "a curve is over iterations or seconds, not 'epochs'"),
+        (old, picture, "seconds", "some trainings in this file have no seconds"),
     ]:
-        assert run_cli("plot", file, output) == 2
+        assert run_cli("plot", file, output, "--over", over) == 2
         assert message in " ".join(capsys.readouterr().out.split())
 
 

@@ -54,8 +54,9 @@ def plot(
     output: Annotated[Path, typer.Argument(help="The picture, PNG or SVG.")],
     methods: Annotated[list[str] | None, typer.Option(help="Only these, by their titles.")] = None,
     queries: Annotated[int, typer.Option(help="Of retrievals.", min=2)] = 4,
+    over: Annotated[str, typer.Option(help="Of curves: iterations, or seconds of training and refreshing.")] = "iterations",
 ) -> None:
-    """Draw validation MAP@R over iterations of a results file, or the images that are nearest to some queries."""
+    """Draw the validation MAP@R of a results file as curves, or the images that are nearest to some queries."""
     with explained_errors():
         if output.suffix not in (".png", ".svg"):
             raise ValueError(f"the picture should be a .png or .svg, but it is {output}")
@@ -66,7 +67,7 @@ def plot(
             document = results.load(file)
             if "curves" not in document:
                 raise ValueError("plot is of comparisons and of their retrievals, and this file is of something else")
-            plot_curves(results.only(document, methods) if methods else document, output)
+            plot_curves(results.only(document, methods) if methods else document, output, over)
     console.print(f"Written: {output}", highlight=False)
 
 

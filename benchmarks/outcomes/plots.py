@@ -30,27 +30,39 @@ from .sampling import training_set
 
 DENDROGRAM_ANCHORS = 8
 DENDROGRAM_NEIGHBORS = 5
+AXES = {"iterations": "iterations", "seconds": "seconds of training and refreshing"}  # of curves
 
 
-def plot_curves(document: dict[str, Any], path: Path) -> None:
-    """Validation MAP@R over iterations, a line per contender (mean of its seeds) in a band from worst to best seed."""
+def plot_curves(document: dict[str, Any], path: Path, over: str = "iterations") -> None:
+    """Validation MAP@R over "iterations" or "seconds": a line per contender, its seeds' mean, in a band from worst to best.
+
+    Seconds are those of training and refreshing.
+
+    Raises:
+        ValueError: `over` is something else, or some curve has no seconds.
+    """
+    if over not in AXES:
+        raise ValueError(f"a curve is over {' or '.join(AXES)}, not {over!r}")
+    if not all(over in curve for curve in document["curves"]):
+        raise ValueError("some trainings in this file have no seconds: an earlier version made them")
     points = pd.concat(
-        pd.DataFrame({"title": title_of(curve), "iterations": curve["iterations"], "map_at_r": curve["map_at_r"]})
+        pd.DataFrame({"title": title_of(curve), "at": curve[over], "map_at_r": curve["map_at_r"]}).reset_index(names="step")
         for curve in document["curves"]
     )
     figure, ax = plt.subplots(figsize=(9, 6), layout="constrained")
-    curves = points.groupby(["title", "iterations"])["map_at_r"].agg(["mean", "min", "max"]).reset_index()
+    steps = points.groupby(["title", "step"], as_index=False)  # of which seeds take different seconds
+    curves = steps.agg(at=("at", "mean"), mean=("map_at_r", "mean"), min=("map_at_r", "min"), max=("map_at_r", "max"))
     final = curves.groupby("title")["mean"].last().sort_values(ascending=False)
     colors = plt.get_cmap("tab10" if len(final) <= 10 else "tab20")
     for place, title in enumerate(final.index):
         curve = curves[curves.title == title]
         own = title.startswith("htl")
         ax.plot(
-            curve.iterations, curve["mean"], color=colors(place), label=readable(title), marker="o", markersize=3.5,
+            curve["at"], curve["mean"], color=colors(place), label=readable(title), marker="o", markersize=3.5,
             linewidth=2.2 if own else 1.4, linestyle="-" if own else "--",
         )  # fmt: skip
-        ax.fill_between(curve.iterations, curve["min"], curve["max"], color=colors(place), alpha=0.15, linewidth=0)
-    ax.set(xlabel="iterations", ylabel="MAP@R on the validation classes", xlim=(0, None))
+        ax.fill_between(curve["at"], curve["min"], curve["max"], color=colors(place), alpha=0.15, linewidth=0)
+    ax.set(xlabel=AXES[over], ylabel="MAP@R on the validation classes", xlim=(0, None))
     ax.set_title(f"Trained on {training_set(document)}", loc="left")
     figure.legend(loc="outside right upper", frameon=False, title="best at the end first", alignment="left")
     ax.grid(alpha=0.3)
