@@ -153,7 +153,7 @@ def test_whether_the_first_tree_tells(files, capsys):
     assert run_cli("table", "--view", "nearness", *files.values()) == 0
     *table, _, caption = capsys.readouterr().out.splitlines()
     lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table]
-    assert lines[0][1] == "method" and "gain: test MAP@R" in caption
+    assert lines[0][1] == "method" and "at the end on the test classes" in caption
     # A row for each loss of each file, the largest gain first, and the order of all of them.
     found = [(line[0].split(",")[0], line[1], line[-1].split(" ")[0]) for line in lines[2:6]]
     assert found == [
@@ -163,8 +163,10 @@ def test_whether_the_first_tree_tells(files, capsys):
         ("glyphs", "triplet:sampling=neighbors", "+0.0"),
     ]
     assert lines[2][2:6] == ["0.50", "0.25", "0.60", "0.70"]
+    assert lines[2][6:9] == ["+22.0"] * 3  # on the validation classes, which reach the same here
     order = stats.spearmanr([0.5, 0.5, 1.0, 2.0], [22, 10, 5, 0]).statistic
-    assert lines[6] == ["**rank correlation with the gain**", "all", *2 * [f"{order:+.2f}"], *2 * [f"{-order:+.2f}"], "-"]
+    shown = [*2 * [f"{order:+.2f}"], *2 * [f"{-order:+.2f}"], *3 * ["+1.00"]]
+    assert lines[6] == ["**rank correlation with the gain**", "all", *shown, "-"]
     assert len(lines) == 7  # no loss is in three files
 
 
@@ -175,7 +177,17 @@ def test_whether_the_first_tree_tells_of_one_loss(files, capsys):
     third.write_text(json.dumps(far))
     assert run_cli("table", "--view", "nearness", files["near.json"], files["middle.json"], third, *alone) == 0
     line = capsys.readouterr().out.splitlines()[5]
-    assert line == "| **rank correlation with the gain** | triplet-sampling | -1.00 | -1.00 | +1.00 | +1.00 | - |"
+    shown = " | ".join(["-1.00", "-1.00", *5 * ["+1.00"]])
+    assert line == f"| **rank correlation with the gain** | triplet-sampling | {shown} | - |"
+
+
+def test_the_gain_on_the_validation_classes_during_a_training(files):
+    document = results.load(files["middle.json"])
+    for curve, points in zip(document["curves"], ([0.1, 0.4], [0.3, 0.5], [0.2, 0.7], [0.5, 0.6]), strict=True):
+        curve.update(iterations=[1000, 2000], map_at_r=points)
+    document["curves"].append({**document["curves"][0], "seed": 7, "map_at_r": [0.9, 0.9]})  # of one of both alone
+    for share, gain in ((0.25, 15), (0.5, 15), (1.0, 20)):
+        assert sampling.validation_gain(document, "triplet", "triplet-sampling", share) == pytest.approx(gain)
 
 
 def test_whether_methods_stand_in_the_same_order(files, capsys):
