@@ -3,7 +3,7 @@
 import pytest
 from scipy import stats
 
-from benchmarks.outcomes import intervals, results, sampling, study, twins
+from benchmarks.outcomes import intervals, results, sampling, signs, study, twins
 
 from .test_benchmarks import RESULTS
 
@@ -211,18 +211,18 @@ SIGNS_OF = ("tuned", "kanji", "hangul", "hangul-300", "hangul-1000", "hangul-100
 def test_what_the_readme_says_of_what_tells_beforehand():
     """Neither the first tree nor a quarter of a training orders the gains; validation at the end does."""
     gains = []
-    orders = {head: [] for head in sampling.SIGNS}
+    orders = {head: [] for head in signs.SIGNS}
     for name in SIGNS_OF:
         document = results.load(RESULTS / f"{name}.json")
         for alone, gain in sampling.gains(document).items():
             sampled = sampling.pairs(document)[alone]
             gains.append(100 * gain.mean)
-            for head, value in sampling.first_nearness(document, sampled).items():
+            for head, value in signs.first_nearness(document, sampled).items():
                 orders[head].append(value)
-            for head, share in sampling.MOMENTS.items():
-                orders[head].append(sampling.validation_gain(document, alone, sampled, share))
+            for head, share in signs.MOMENTS.items():
+                orders[head].append(signs.validation_gain(document, alone, sampled, share))
     correlations = {head: stats.spearmanr(values, gains).statistic for head, values in orders.items()}
-    assert max(abs(correlations[head]) for head in (*sampling.FACTS, "val. at a quarter")) < 0.6
+    assert max(abs(correlations[head]) for head in (*signs.FACTS, "val. at a quarter")) < 0.6
     assert correlations["val. at the end"] > 0.85
     ends = orders["val. at the end"]
     assert not any(2.05 < end < 5 for end in ends)

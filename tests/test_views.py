@@ -10,7 +10,7 @@ from scipy import stats
 from benchmarks import __main__ as cli
 from benchmarks.methods.ablations import ABLATIONS
 from benchmarks.methods.contenders import METHODS, parse_contender
-from benchmarks.outcomes import results, sampling
+from benchmarks.outcomes import results, sampling, signs
 
 METADATA = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json").read_text())["metadata"]
 
@@ -187,7 +187,7 @@ def test_the_gain_on_the_validation_classes_during_a_training(files):
         curve.update(iterations=[1000, 2000], map_at_r=points)
     document["curves"].append({**document["curves"][0], "seed": 7, "map_at_r": [0.9, 0.9]})  # of one of both alone
     for share, gain in ((0.25, 15), (0.5, 15), (1.0, 20)):
-        assert sampling.validation_gain(document, "triplet", "triplet-sampling", share) == pytest.approx(gain)
+        assert signs.validation_gain(document, "triplet", "triplet-sampling", share) == pytest.approx(gain)
 
 
 def test_whether_methods_stand_in_the_same_order(files, capsys):
@@ -199,7 +199,10 @@ def test_views_of_other_files_are_refused(files, tmp_path, capsys):
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps(made({"triplet": [0.5, 0.6]})))
     speed = Path(__file__).parents[1] / "benchmarks" / "results" / "speed.json"
+    treeless = tmp_path / "treeless.json"
+    treeless.write_text(json.dumps(made({"triplet": [0.5, 0.6], "triplet-sampling": [0.5, 0.6]})))
     for view, file, message in [
+        ("nearness", treeless, "needs trainings with our sampler that keep facts of their first tree"),
         ("nonsense", alone, "view must be one of ablations, sets, sampling, nearness, order, twins, but it is 'nonsense'"),
         ("sampling", alone, "needs methods with both samplers"),
         ("ablations", alone, "these files answer no question"),

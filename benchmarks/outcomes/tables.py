@@ -11,7 +11,7 @@ from rich.table import Table
 from ..methods.ablations import ABLATIONS, Ablation
 from ..methods.contenders import BASELINE, parse_contender
 from ..training.train import Plan
-from . import sampling, sets, study, timings, twins
+from . import sampling, sets, signs, study, timings, twins
 from .intervals import differences, interval, test_values, with_interval
 from .results import readable, summarize
 
@@ -133,7 +133,7 @@ def markdown_view(view: str, documents: dict[str, dict[str, Any]]) -> str:
     else:
         if not all(sampling.pairs(document) for document in documents.values()):
             raise ValueError(f"the view {view} needs methods with both samplers, and a file has none")
-        table = sampling.gain_table if view == "sampling" else sampling.nearness_table
+        table = sampling.gain_table if view == "sampling" else signs.nearness_table
         heads, rows, title = table(list(documents.values()))
     return markdown_lines(heads, rows) + f"\n\n{title}\n"
 
