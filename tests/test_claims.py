@@ -260,8 +260,13 @@ def test_what_the_readme_says_of_fewer_classes_and_more_samples_of_hangul():
         for title, gain in (("htl:sampling=per-class", smooth), ("triplet", triplet)):
             assert found[name][title].excludes_zero and found[name][title].mean == pytest.approx(gain, abs=0.006)
 
+    document, whole = (results.load(RESULTS / f"{name}.json") for name in ("kanji-1000", "kanji"))
+    assert document["metadata"]["plan"] == {**whole["metadata"]["plan"], "classes": 1000}
+    few, many = (sampling.gains(one)["triplet"] for one in (document, whole))
+    assert few.excludes_zero and 0.02 < few.mean < many.mean < 0.045
 
-SIGNS_OF = ("tuned", "kanji", "hangul", "hangul-300", "hangul-1000", "hangul-1000-27")  # files of the view nearness
+
+SIGNS_OF = ("tuned", "kanji", "hangul", "hangul-300", "hangul-1000", "hangul-1000-27", "kanji-1000")  # of the view nearness
 
 
 def test_what_the_readme_says_of_what_tells_beforehand():
