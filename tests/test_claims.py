@@ -1,7 +1,6 @@
 """What the READMEs say of the committed results, held to the numbers in them."""
 
 import pytest
-from scipy import stats
 
 from benchmarks.outcomes import intervals, results, sampling, signs, study, twins
 
@@ -243,7 +242,7 @@ def test_what_the_readme_says_of_other_anchors_and_neighbors():
         assert not intervals.interval(values[f"htl-constant:sampling={variant}"] - values["htl-constant"]).excludes_zero
 
 
-def test_what_the_readme_says_of_fewer_classes_and_more_samples_of_hangul():
+def test_what_the_readme_says_of_fewer_classes_and_more_samples():
     """The same plan and test: with 300 classes a small part of what the sampler brings on all, with 1,000 most of it."""
     whole = results.load(RESULTS / "hangul.json")["metadata"]
     found = {}
@@ -274,29 +273,25 @@ SIGNS_OF = ("tuned", "kanji", "hangul", "hangul-300", "hangul-1000", "hangul-100
 
 
 def test_what_the_readme_says_of_what_tells_beforehand():
-    """Neither the first tree nor a quarter of a training orders the gains; validation at the end does."""
-    gains = []
-    orders = {head: [] for head in signs.SIGNS}
-    for name in SIGNS_OF:
-        document = results.load(RESULTS / f"{name}.json")
-        for alone, gain in sampling.gains(document).items():
-            sampled = sampling.pairs(document)[alone]
-            gains.append(100 * gain.mean)
-            for head, value in signs.first_nearness(document, sampled).items():
-                orders[head].append(value)
-            for head, share in signs.MOMENTS.items():
-                orders[head].append(signs.validation_gain(document, alone, sampled, share))
-    correlations = {head: stats.spearmanr(values, gains).statistic for head, values in orders.items()}
+    """Across losses neither the first tree nor a quarter of a training orders the gains; validation at the end does."""
+    table = signs.signs_and_gains([results.load(RESULTS / f"{name}.json") for name in SIGNS_OF])
+    orders = signs.orders(table)
+    correlations = orders["all"]
     assert max(abs(correlations[head]) for head in signs.FACTS) < 0.15
     assert correlations["val. at a half"] == pytest.approx(0.8, abs=0.05)
     assert correlations["val. at a quarter"] < 0.5 and correlations["val. at the end"] > 0.9
-    for end, gain in zip(orders["val. at the end"], gains, strict=True):
+    for end, gain in zip(table["val. at the end"], table["gain"], strict=True):
         if end > 4.95:
             assert 14 < gain < 23
         elif end < -4:
             assert -40 < gain < -6.5
         else:
             assert -1.5 < end < 2.5 and -4 < gain < 7
+    assert table[table["val. at the end"] > 4.95].what.str.startswith("hangul").all()
+    # Within a loss the first tree does better than a quarter of a training.
+    assert orders["htl"]["met at level 0 or 1"] == pytest.approx(0.94, abs=0.005)
+    assert sum(table.method == "htl") == 6 and sum((table.method == "htl") & table.what.str.startswith("hangul")) == 4
+    assert all(abs(orders[method]["val. at a quarter"]) < 0.1 for method in ("htl", "triplet-sampling"))
 
 
 def test_what_the_readme_says_of_noise():

@@ -31,7 +31,7 @@ def table(
         str | None,
         typer.Option(
             help="All files in one table: the questions that `ablate` answered (ablations), the methods set by set (sets), "
-            "what anchor-neighbour sampling brings each loss (sampling) and whether anything tells before (nearness), if "
+            "what anchor-neighbour sampling brings each loss (sampling) and what tells it before the test (nearness), if "
             "methods stand in the same order (order), or how many classes that were split in two the tree finds (twins)."
         ),
     ] = None,

@@ -14,7 +14,6 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,33 +24,24 @@ from pml_htl import ClassTree
 from pml_htl.plots import plot_tree
 
 from ..data import Splits
-from .results import readable, title_of
+from .curves import AXES, mean_curves
+from .results import readable
 from .sampling import training_set
 
 DENDROGRAM_ANCHORS = 8
 DENDROGRAM_NEIGHBORS = 5
-AXES = {"iterations": "iterations", "seconds": "seconds of training and refreshing"}  # of curves
 
 
 def plot_curves(document: dict[str, Any], path: Path, over: str = "iterations") -> None:
     """Validation MAP@R over "iterations" or "seconds": a line per contender, its seeds' mean, in a band from worst to best.
 
-    Seconds are those of training and refreshing.
-
     Raises:
-        ValueError: `over` is something else, or some curve has no seconds.
+        ValueError: `over` is something else, or no curve has seconds, which earlier versions did not keep.
     """
-    if over not in AXES:
-        raise ValueError(f"a curve is over {' or '.join(AXES)}, not {over!r}")
-    if not all(over in curve for curve in document["curves"]):
-        raise ValueError("some trainings in this file have no seconds: an earlier version made them")
-    points = pd.concat(
-        pd.DataFrame({"title": title_of(curve), "at": curve[over], "map_at_r": curve["map_at_r"]}).reset_index(names="step")
-        for curve in document["curves"]
-    )
+    curves = mean_curves(document, over)
+    if curves.empty:
+        raise ValueError(f"no training in this file has {over}: an earlier version made them")
     figure, ax = plt.subplots(figsize=(9, 6), layout="constrained")
-    steps = points.groupby(["title", "step"], as_index=False)  # of which seeds take different seconds
-    curves = steps.agg(at=("at", "mean"), mean=("map_at_r", "mean"), min=("map_at_r", "min"), max=("map_at_r", "max"))
     final = curves.groupby("title")["mean"].last().sort_values(ascending=False)
     colors = plt.get_cmap("tab10" if len(final) <= 10 else "tab20")
     for place, title in enumerate(final.index):
@@ -61,7 +51,7 @@ def plot_curves(document: dict[str, Any], path: Path, over: str = "iterations") 
             curve["at"], curve["mean"], color=colors(place), label=readable(title), marker="o", markersize=3.5,
             linewidth=2.2 if own else 1.4, linestyle="-" if own else "--",
         )  # fmt: skip
-        ax.fill_between(curve["at"], curve["min"], curve["max"], color=colors(place), alpha=0.15, linewidth=0)
+        ax.fill_between(curve["at"], curve["low"], curve["high"], color=colors(place), alpha=0.15, linewidth=0)
     ax.set(xlabel=AXES[over], ylabel="MAP@R on the validation classes", xlim=(0, None))
     ax.set_title(f"Trained on {training_set(document)}", loc="left")
     figure.legend(loc="outside right upper", frameon=False, title="best at the end first", alignment="left")

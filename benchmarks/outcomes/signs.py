@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import pandas as pd
 
 from .intervals import with_interval
 from .results import title_of
@@ -20,13 +20,13 @@ FACTS = {
 }
 MOMENTS = {"val. at a quarter": 0.25, "val. at a half": 0.5, "val. at the end": 1.0}  # of a training
 SIGNS = (*FACTS, *MOMENTS)  # of the gain, before the test
+FORMATS = {**dict.fromkeys(FACTS, "{:.2f}"), **dict.fromkeys(MOMENTS, "{:+.1f}")}
 
 
 def first_nearness(document: dict[str, Any], title: str) -> dict[str, float]:
     """The facts after the first refresh: means over the trainings with this title that have them; empty without any."""
-    curves = [curve for curve in document["curves"] if "nearness" in curve and title_of(curve) == title]
-    means = {name: np.mean([fact(curve["nearness"]["first"]) for curve in curves]) for name, fact in FACTS.items() if curves}
-    return {name: float(mean) for name, mean in means.items()}
+    trees = [curve["nearness"]["first"] for curve in document["curves"] if "nearness" in curve and title_of(curve) == title]
+    return {name: float(np.mean([fact(tree) for tree in trees])) for name, fact in FACTS.items()} if trees else {}
 
 
 def validation_gain(document: dict[str, Any], alone: str, sampled: str, share: float) -> float:
@@ -44,43 +44,50 @@ def validation_gain(document: dict[str, Any], alone: str, sampled: str, share: f
     return 100 * float(np.mean([found[sampled][seed] - found[alone][seed] for seed in both]))
 
 
-def nearness_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
-    """Heads, cells and caption: a row for each loss of each file, with what might tell its gain before the test.
+def signs_and_gains(documents: list[dict[str, Any]]) -> pd.DataFrame:
+    """A row for each loss of each file, the largest gain first: what, method, `SIGNS`, gain in points, and it as `shown`.
 
-    Raises:
-        ValueError: no training has facts of its first tree.
+    Losses whose trainings have no facts of their first tree are left out.
     """
     found = []
     for document in documents:
         for alone, sampled in pairs(document).items():
-            signs = {name: (value, f"{value:.2f}") for name, value in first_nearness(document, sampled).items()}
-            if not signs:
-                continue
-            for head, share in MOMENTS.items():
-                value = validation_gain(document, alone, sampled, share)
-                signs[head] = (value, f"{value:+.1f}")
-            found.append((what_of(document), sampled, signs, gains(document)[alone]))
+            facts, gain = first_nearness(document, sampled), gains(document)[alone]
+            if facts:
+                moments = {head: validation_gain(document, alone, sampled, share) for head, share in MOMENTS.items()}
+                row = {"what": what_of(document), "method": sampled, **facts, **moments}
+                found.append({**row, "gain": 100 * gain.mean, "shown": with_interval(gain, sign="+")})
     if not found:
-        raise ValueError(
-            "the view nearness needs trainings with our sampler that keep facts of their first tree, and has none"
-        )
-    found.sort(key=lambda row: -row[3].mean)
-    rows = [
-        (what, method, *(shown for _, shown in signs.values()), with_interval(gain, sign="+"))
-        for what, method, signs, gain in found
+        raise ValueError("the view nearness needs trainings with our sampler that keep facts of their first tree")
+    return pd.DataFrame(found).sort_values("gain", ascending=False, kind="stable", ignore_index=True)
+
+
+def orders(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """Spearman's correlation of each sign with the gain: of each method with three rows or more, and of "all" methods."""
+    groups = {str(method): rows for method, rows in table.groupby("method", sort=False)}
+    if len(groups) > 1:
+        groups["all"] = table
+    return {name: rows[[*SIGNS]].corrwith(rows["gain"], method="spearman") for name, rows in groups.items() if len(rows) > 2}
+
+
+def nearness_table(documents: list[dict[str, Any]]) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Heads, cells and caption: `signs_and_gains`, and the rank correlations below.
+
+    Raises:
+        ValueError: no training has facts of its first tree.
+    """
+    table = signs_and_gains(documents)
+    rows: list[tuple[str, ...]] = [
+        (row["what"], row["method"], *(FORMATS[head].format(row[head]) for head in SIGNS), row["shown"])
+        for row in table.to_dict("records")
     ]
-    methods = dict.fromkeys(method for _, method, _, _ in found)
-    groups = {method: [row for row in found if row[1] == method] for method in methods}
-    for name, group in (groups if len(groups) == 1 else {**groups, "all": found}).items():
-        if len(group) > 2:
-            own = [gain.mean for *_, gain in group]
-            orders = [stats.spearmanr([signs[head][0] for _, _, signs, _ in group], own).statistic for head in SIGNS]
-            rows.append(("**rank correlation with the gain**", name, *(f"{order:+.2f}" for order in orders), "-"))
+    for name, found in orders(table).items():
+        rows.append(("**rank correlation with the gain**", name, *(f"{found[head]:+.2f}" for head in SIGNS), "-"))
     return (
         ("training set", "method", *SIGNS, "gain"),
         rows,
         "of the tree after the first refresh: the squared distance of a class to its nearest over the average spread, and "
-        "the share of classes that meet their nearest at the lowest levels; val. at a half: MAP@R on the validation classes "
-        "after half of the training with anchor-neighbour sampling less that with MPerClassSampler, in points of per cent; "
-        "gain: the same at the end on the test classes, paired over the seeds, ± half the width of its 95% interval",
+        "the share of classes that meet their nearest at the lowest levels; val.: MAP@R on the validation classes with "
+        "anchor-neighbour sampling less that with MPerClassSampler, at a quarter, a half and the end of the training, in "
+        "points of per cent; gain: the same on the test classes, paired by seed, ± half the width of its 95% interval",
     )

@@ -11,10 +11,10 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import pandas as pd
 
+from ..outcomes.curves import AXES, mean_curves
 from ..outcomes.intervals import interval, test_values
-from ..outcomes.results import readable, summarize, title_of
+from ..outcomes.results import readable, summarize
 
 # Okabe and Ito's colours, told apart by the colour-blind; black is grey, to be seen on either page.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B8A800")
@@ -60,28 +60,18 @@ def ranking(document: dict[str, Any]) -> str:
 
 def curves(document: dict[str, Any], over: str) -> str | None:
     """Validation MAP@R over "iterations" or "seconds", in a band from worst to best seed; None without such points."""
-    timed = [curve for curve in document["curves"] if over in curve]
-    if not timed:
+    steps = mean_curves(document, over)
+    if steps.empty:
         return None
-    points = pd.concat(
-        pd.DataFrame({"title": title_of(curve), "at": curve[over], "y": curve["map_at_r"]}).reset_index(names="step")
-        for curve in timed
-    )
     styles = style_of(list(summarize(document).title))
     with plt.rc_context(RC):
         figure, ax = plt.subplots(figsize=(10, 5), layout="constrained")
         for title, (color, line) in styles.items():
-            steps = (
-                points[points.title == title]
-                .groupby("step")
-                .agg(at=("at", "mean"), mean=("y", "mean"), low=("y", "min"), high=("y", "max"))
-            )
+            curve = steps[steps.title == title]
             width = 2.8 if title == "htl" else 1.6
-            ax.plot(steps["at"], 100 * steps["mean"], line, color=color, label=short(title), marker="o", ms=3, lw=width)
-            ax.fill_between(steps["at"], 100 * steps["low"], 100 * steps["high"], color=color, alpha=0.1, lw=0)
-        ax.set(
-            xlabel="seconds of training and refreshing" if over == "seconds" else over, ylabel="validation MAP@R, per cent"
-        )
+            ax.plot(curve["at"], 100 * curve["mean"], line, color=color, label=short(title), marker="o", ms=3, lw=width)
+            ax.fill_between(curve["at"], 100 * curve["low"], 100 * curve["high"], color=color, alpha=0.1, lw=0)
+        ax.set(xlabel=AXES[over], ylabel="validation MAP@R, per cent")
         ax.set_xlim(left=0)
         figure.legend(loc="outside right upper", frameon=False, labelcolor=INK)
         return finish(figure, ax)
